@@ -9,52 +9,27 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from hwmodels.graph import Activation, Graph
-from hwmodels.workload import Layer, Workload
+from hwmodels.workload import Workload
 
 
 class _Network(Graph):
-    """A `Graph` with one method for each kind of layer in the tables."""
+    """A `Graph` with the layers of the tables below in few words."""
 
-    def conv(
+    def same_conv(
         self, name: str, x: Activation, out_channels: int, kernel: int = 3, stride: int = 1, groups: int = 1
     ) -> Activation:
         """A convolution padded so that stride 1 keeps the size."""
-        batch, in_channels, height, width = x.shape
-        layer = Layer(
-            name, in_channels, out_channels, (height, width), (kernel, kernel), (stride, stride),
-            padding=(kernel // 2, kernel // 2), groups=groups, batch=batch,
-            reads_network_input=self.is_network_input(x),
-        )  # fmt: skip
-        return self.add(layer, x)
-
-    def pool(self, name: str, x: Activation, kernel: int = 0, stride: int = 1, padding: int = 0) -> Activation:
-        """Pooling; over the whole map where no kernel is given."""
-        batch, channels, height, width = x.shape
-        size = (kernel, kernel) if kernel else (height, width)
-        if size == (1, 1):
-            return x
-        layer = Layer(
-            name,
-            channels,
-            channels,
-            (height, width),
-            size,
-            (stride, stride),
-            (padding, padding),
-            batch=batch,
-            op="pool",
-        )
-        return self.add(layer, x)
-
-    def linear(self, name: str, x: Activation, out_features: int) -> Activation:
-        """A fully connected layer on the flattened map."""
-        batch, channels, height, width = x.shape
-        return self.add(Layer.linear(name, channels * height * width, out_features, batch=batch), x)
+        pad = kernel // 2
+        return self.conv(name, x, out_channels, (kernel, kernel), (stride, stride), (pad, pad), groups=groups)
 
     def residual(self, name: str, x: Activation, y: Activation) -> Activation:
         """The sum of two activations."""
-        batch, channels, height, width = x.shape
-        return self.add(Layer(name, channels, channels, (height, width), batch=batch, op="add"), x, y)
+        return self.elementwise("add", name, (x, y), x.shape)
+
+    def classifier(self, name: str, pool: str, x: Activation, classes: int) -> Activation:
+        """Average over the map, and a fully connected layer."""
+        x = self.resampled("pool", pool, x, (1, 1))
+        return self.linear(name, x, x.shape[1], classes, rows=x.shape[0])
 
 
 # --- ResNet: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016 -----------------------------------
@@ -63,24 +38,24 @@ class _Network(Graph):
 def _resnet(name: str, blocks: tuple[int, ...], bottleneck: bool, batch: int, input_size: int) -> Workload:
     """Table 1; the stride of a bottleneck is on its 3x3 convolution, as in torchvision."""
     net = _Network()
-    x = net.conv("conv1", net.input((batch, 3, input_size, input_size)), 64, kernel=7, stride=2)
-    x = net.pool("maxpool", x, kernel=3, stride=2, padding=1)
+    x = net.same_conv("conv1", net.input((batch, 3, input_size, input_size)), 64, kernel=7, stride=2)
+    x = net.pool("maxpool", x, (3, 3), stride=(2, 2), padding=(1, 1))
     for stage, count in enumerate(blocks):
         width = 64 << stage
         out_channels = 4 * width if bottleneck else width
         for i in range(count):
             block, stride = f"layer{stage + 1}.{i}", 2 if stage and not i else 1
             if bottleneck:
-                y = net.conv(f"{block}.conv1", x, width, kernel=1)
-                y = net.conv(f"{block}.conv2", y, width, stride=stride)
-                y = net.conv(f"{block}.conv3", y, out_channels, kernel=1)
+                y = net.same_conv(f"{block}.conv1", x, width, kernel=1)
+                y = net.same_conv(f"{block}.conv2", y, width, stride=stride)
+                y = net.same_conv(f"{block}.conv3", y, out_channels, kernel=1)
             else:
-                y = net.conv(f"{block}.conv1", x, width, stride=stride)
-                y = net.conv(f"{block}.conv2", y, width)
+                y = net.same_conv(f"{block}.conv1", x, width, stride=stride)
+                y = net.same_conv(f"{block}.conv2", y, width)
             if x.shape != y.shape:
-                x = net.conv(f"{block}.downsample.0", x, out_channels, kernel=1, stride=stride)
+                x = net.same_conv(f"{block}.downsample.0", x, out_channels, kernel=1, stride=stride)
             x = net.residual(f"{block}.add", y, x)
-    net.linear("fc", net.pool("avgpool", x), 1000)
+    net.classifier("fc", "avgpool", x, 1000)
     return net.workload(name, batch)
 
 
@@ -111,14 +86,14 @@ def _resnet_cifar(depth: int, batch: int, input_size: int) -> Workload:
     addressing only, so the addition reads the earlier activation itself.
     """
     net = _Network()
-    x = net.conv("conv1", net.input((batch, 3, input_size, input_size)), 16)
+    x = net.same_conv("conv1", net.input((batch, 3, input_size, input_size)), 16)
     for stage in range(3):
         for i in range((depth - 2) // 6):
             block = f"layer{stage + 1}.{i}"
-            y = net.conv(f"{block}.conv1", x, 16 << stage, stride=2 if stage and not i else 1)
-            y = net.conv(f"{block}.conv2", y, 16 << stage)
-            x = net.residual(f"{block}.add", y, x)
-    net.linear("fc", net.pool("avgpool", x), 10)
+            y = net.same_conv(f"{block}.conv1", x, 16 << stage, stride=2 if stage and not i else 1)
+            y = net.same_conv(f"{block}.conv2", y, 16 << stage)
+            x = net.residual(f"{block}.add", y, x if x.shape == y.shape else net.moved([x], y.shape))
+    net.classifier("fc", "avgpool", x, 10)
     return net.workload(f"resnet{depth}", batch)
 
 
@@ -165,11 +140,11 @@ def vgg16(batch: int = 1, input_size: int = 32) -> Workload:
     x, index = net.input((batch, 3, input_size, input_size)), 0
     for width, count in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
         for _ in range(count):
-            x = net.conv(f"features.{index}", x, width)
+            x = net.same_conv(f"features.{index}", x, width)
             index += 3  # convolution, BatchNorm, ReLU
-        x = net.pool(f"features.{index}", x, kernel=2, stride=2)
+        x = net.pool(f"features.{index}", x, (2, 2))
         index += 1
-    net.linear("classifier", net.pool("avgpool", x), 10)
+    net.classifier("classifier", "avgpool", x, 10)
     return net.workload("vgg16", batch)
 
 
@@ -189,20 +164,20 @@ _MOBILENET_V2 = (
 
 def _mobilenet_v2(name: str, cifar: bool, classes: int, batch: int, input_size: int) -> Workload:
     net = _Network()
-    x = net.conv("features.0.0", net.input((batch, 3, input_size, input_size)), 32, stride=1 if cifar else 2)
+    x = net.same_conv("features.0.0", net.input((batch, 3, input_size, input_size)), 32, stride=1 if cifar else 2)
     index = 1
     for expansion, channels, repeats, *strides in _MOBILENET_V2:
         for i in range(repeats):
             block, y, part = f"features.{index}", x, 0
             if expansion > 1:
-                y, part = net.conv(f"{block}.conv.0.0", y, expansion * x.shape[1], kernel=1), 1
+                y, part = net.same_conv(f"{block}.conv.0.0", y, expansion * x.shape[1], kernel=1), 1
             width, stride = y.shape[1], strides[cifar] if i == 0 else 1
-            y = net.conv(f"{block}.conv.{part}.0", y, width, stride=stride, groups=width)
-            y = net.conv(f"{block}.conv.{part + 1}", y, channels, kernel=1)
+            y = net.same_conv(f"{block}.conv.{part}.0", y, width, stride=stride, groups=width)
+            y = net.same_conv(f"{block}.conv.{part + 1}", y, channels, kernel=1)
             x = net.residual(f"{block}.add", x, y) if x.shape == y.shape else y
             index += 1
-    x = net.conv(f"features.{index}.0", x, 1280, kernel=1)
-    net.linear("classifier.1", net.pool("pool", x), classes)
+    x = net.same_conv(f"features.{index}.0", x, 1280, kernel=1)
+    net.classifier("classifier.1", "pool", x, classes)
     return net.workload(name, batch)
 
 
