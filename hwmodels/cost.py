@@ -131,7 +131,7 @@ class HardwareModel(Protocol):
 #: Columns of the integer and the float results that the array kernels write, one row a layer.
 INT_COLUMNS = (
     "status", "cycles", "compute_cycles", *TRAFFIC, "weight_bits_used", "input_bits_used", "output_bits_used",
-    "bound", "mapping", "order", "weight_setting", "input_setting",
+    "bound", "mapping", "order", "batch_outermost", "lane_factor",
     "tile_g", "tile_n", "tile_k", "tile_c", "tile_p", "tile_q", "par_g", "par_h", "par_w",
 )  # fmt: skip
 FLOAT_COLUMNS = ("compute_pj", "sram_pj", "dram_pj", "leakage_pj", "utilization")

@@ -1,0 +1,781 @@
+"""The mapping search that the array models share: the cheapest way to run a layer, in closed form.
+
+A mapping says which operands meet on the array at one time (*spatial*), how a layer is cut into tiles, in which
+order the tiles run, and which operand blocks stay in their buffers meanwhile. ``docs/bitfusion.md`` derives the
+formulas and declares the map space; `dense_space` and `packed_space` in ``tests/naive.py`` spell it out slowly.
+
+The kernels take scalars and arrays alone and allocate little, so one call prices thousands of layers.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from hwmodels.cost import BOUNDS, BUFFERS, FLOAT_COLUMNS, INT, INT_COLUMNS, TRAFFIC
+from hwmodels.workload import DATA_OPS, MAC_OPS, PACKED_COLUMNS
+
+#: Which operand waits in the array. BitFusion streams all three and sums down a column.
+REDUCTION_COLUMNS, WEIGHT_STATIONARY, OUTPUT_STATIONARY, INPUT_STATIONARY = range(4)
+LATENCY, ENERGY, EDP = range(3)
+#: Spatial mappings, by what the reduction lanes hold. In the packed ones several groups, or several neighbouring
+#: output pixels, share the array block-diagonally.
+CHANNEL, IM2COL, PACKED_CHANNEL, PACKED_IM2COL, STREAM = range(5)
+#: Bits of ``CHIP["flavours"]``.
+ALLOW_CHANNEL, ALLOW_IM2COL = 1, 2
+#: Bits of ``resident``.
+INPUT_RESIDENT, OUTPUT_RESIDENT = 1, 2
+#: Tile loops, outermost first: X are output pixels (batch, rows, columns), K and C channels.
+ORDERS = ("XKC", "KXC", "XCK", "CXK", "KCX", "CKX")
+GROUPED_ORDER = "GX"
+OK, NO_WEIGHT_TILE, NO_INPUT_TILE, NO_OUTPUT_TILE = range(4)
+
+#: Integer description of a chip, as the kernels take it.
+CHIP_COLUMNS = (
+    "rows", "cols", "weight_capacity_bits", "input_capacity_bits", "output_capacity_bits",
+    "dram_bits_per_cycle", "accumulator_bits", "dataflow", "flavours", "objective", "fill_cycles",
+)  # fmt: skip
+#: Unit energies of a chip, as the kernels take them.
+PRICE_COLUMNS = (
+    "weight_buffer_read_pj_per_bit", "weight_buffer_write_pj_per_bit", "input_buffer_read_pj_per_bit",
+    "input_buffer_write_pj_per_bit", "output_buffer_read_pj_per_bit", "output_buffer_write_pj_per_bit",
+    "dram_pj_per_bit", "leakage_pj_per_cycle",
+)  # fmt: skip
+
+_ROW = {name: i for i, name in enumerate(PACKED_COLUMNS)}
+_CHIP = {name: i for i, name in enumerate(CHIP_COLUMNS)}
+_H, _STRIDE_H, _DILATION_H, _PAD_TOP = _ROW["H"], _ROW["stride_h"], _ROW["dilation_h"], _ROW["pad_top"]
+_WB, _IB, _OB, _SB, _OP = (
+    _ROW[name] for name in ("weight_bits", "input_bits", "output_bits", "stored_input_bits", "op")
+)
+_N_MAC_OPS = len(MAC_OPS)
+_ADD, _MUL = (_N_MAC_OPS + DATA_OPS.index(op) for op in ("add", "mul"))
+_STATUS, _CYCLES, _COMPUTE, _TRAFFIC0, _USED0 = (
+    INT[name] for name in ("status", "cycles", "compute_cycles", TRAFFIC[0], "weight_bits_used")
+)
+_BOUND, _MAPPING, _ORDER, _BATCH_OUT, _LANE = (
+    INT[name] for name in ("bound", "mapping", "order", "batch_outermost", "lane_factor")
+)
+_TILE0, _PAR0 = INT["tile_g"], INT["par_g"]
+_BOUND_COMPUTE, _BOUND_DRAM, _BOUND_ARRAY = range(len(BOUNDS))
+_N_INTS, _N_FLOATS, _N_BUFFERS = len(INT_COLUMNS), len(FLOAT_COLUMNS), len(BUFFERS)
+# Columns of the table of pixel tiles.
+_TN, _TP, _TQ, _TRIPS, _IN_TOTAL, _IN_LARGEST, _IN_FIRST, _PIXELS, _PIXELS_LAST, _UNITS = range(10)
+_MAX_TILES = 256  # enough for 31-bit sizes
+
+
+@njit(cache=True, nogil=True)
+def ceil_div(a, b):
+    """Smallest integer not below a / b."""
+    return -(-a // b)
+
+
+@njit(cache=True, nogil=True)
+def rows_touched(size, pad, kernel, stride, dilation, start, stop):
+    """Distinct input rows that output rows ``start..stop-1`` read, padding left out."""
+    low = start * stride - pad
+    high = (stop - 1) * stride - pad + (kernel - 1) * dilation + 1
+    if dilation == 1 and stride <= kernel:
+        return max(min(high, size) - max(low, 0), 0)
+    count = 0
+    for y in range(max(low, 0), min(high, size)):
+        for r in range(kernel):
+            offset = y + pad - r * dilation
+            if offset % stride == 0 and start <= offset // stride < stop:
+                count += 1
+                break
+    return count
+
+
+@njit(cache=True, nogil=True)
+def axis_rows(size, pad, kernel, stride, dilation, out, tile):
+    """Input rows over all tiles of one axis, in the largest tile, and in the first one."""
+    total = 0
+    largest = 0
+    first = 0
+    for start in range(0, out, tile):
+        rows = rows_touched(size, pad, kernel, stride, dilation, start, min(start + tile, out))
+        if start == 0:
+            first = rows
+        total += rows
+        largest = max(largest, rows)
+    return total, largest, first
+
+
+@njit(cache=True, nogil=True)
+def last_tile(size, tile):
+    """Size of the last, perhaps ragged, tile."""
+    return size - (ceil_div(size, tile) - 1) * tile
+
+
+@njit(cache=True, nogil=True)
+def sum_ceil(size, tile, unit):
+    """Sum over the tiles of one axis of ceil(tile / unit)."""
+    return (ceil_div(size, tile) - 1) * ceil_div(tile, unit) + ceil_div(last_tile(size, tile), unit)
+
+
+@njit(cache=True, nogil=True)
+def sum_max(size, tile, scale, least):
+    """Sum over the tiles of one axis of max(scale * tile, least)."""
+    return (ceil_div(size, tile) - 1) * max(scale * tile, least) + max(scale * last_tile(size, tile), least)
+
+
+@njit(cache=True, nogil=True)
+def _pixel_units(dataflow, rows, cols, N, P, Q, n, p, q):
+    """What the pixel loop adds to the cycles of a pass, over all pixel tiles (a factor; see docs)."""
+    if dataflow == REDUCTION_COLUMNS:
+        return N * P * Q
+    total = 0
+    for i in range(2):
+        tiles_n, size_n = (ceil_div(N, n) - 1, n) if i == 0 else (1, last_tile(N, n))
+        for j in range(2):
+            tiles_p, size_p = (ceil_div(P, p) - 1, p) if j == 0 else (1, last_tile(P, p))
+            for k in range(2):
+                tiles_q, size_q = (ceil_div(Q, q) - 1, q) if k == 0 else (1, last_tile(Q, q))
+                pixels = size_n * size_p * size_q
+                if dataflow == WEIGHT_STATIONARY:
+                    units = max(pixels, rows)
+                elif dataflow == OUTPUT_STATIONARY:
+                    units = ceil_div(pixels, rows)
+                else:
+                    units = ceil_div(pixels, cols)
+                total += tiles_n * tiles_p * tiles_q * units
+    return total
+
+
+@njit(cache=True, nogil=True)
+def power_tiles(size, unit, out):
+    """Candidate tile sizes of one axis, largest first: the axis, ``unit`` times powers of two, powers of two."""
+    count = 0
+    out[count] = size
+    count += 1
+    a = unit
+    while a * 2 < size:
+        a *= 2
+    b = 1
+    while b * 2 < size:
+        b *= 2
+    while (a >= unit or b >= 1) and count < len(out):
+        if a < unit or b > a:
+            candidate = b
+            b //= 2
+        elif b < a or b < 1:
+            candidate = a
+            a = a // 2 if a % 2 == 0 and a // 2 >= unit else 0
+        else:
+            candidate = a
+            a = a // 2 if a % 2 == 0 and a // 2 >= unit else 0
+            b //= 2
+        if 1 <= candidate < size:
+            out[count] = candidate
+            count += 1
+    return count
+
+
+@njit(cache=True, nogil=True)
+def pixel_tiles(row, rows, cols, dataflow, table):
+    """Candidate pixel tiles, largest first: whole images, strips of whole rows, squares, parts of a row.
+
+    Parameters
+    ----------
+    row : ndarray, a row of `PACKED_COLUMNS`
+    table : ndarray of int64, shape (_MAX_TILES, 10)
+        Filled with size along batch, rows and columns; trips; input elements of one channel over all tiles, in the
+        largest and in the first tile; output pixels of the largest and the last tile; `_pixel_units`.
+
+    Returns
+    -------
+    int
+        Number of candidates.
+    """
+    N, P, Q, R, S = row[0], row[3], row[4], row[5], row[6]
+    count = 0
+    for shape in range(4):
+        size = 1
+        limit = N if shape == 0 else (P if shape == 1 else (max(P, Q) if shape == 2 else Q))
+        while size < limit:
+            size *= 2
+        while size >= 1:
+            n, p, q = 1, 1, 1
+            if shape == 0:
+                n, p, q = min(size, N), P, Q
+                keep = True
+            elif shape == 1:
+                p, q = size, Q
+                keep = size < P
+            elif shape == 2:
+                p, q = min(size, P), min(size, Q)
+                keep = p > 1 and q < Q
+            else:
+                q = size
+                keep = size < Q and (P > 1 or Q > 1)
+            if keep and count < _MAX_TILES:
+                t = table[count]
+                t[_TN], t[_TP], t[_TQ] = n, p, q
+                t[_TRIPS] = ceil_div(N, n) * ceil_div(P, p) * ceil_div(Q, q)
+                t[_PIXELS] = n * p * q
+                t[_PIXELS_LAST] = last_tile(N, n) * last_tile(P, p) * last_tile(Q, q)
+                in_p = axis_rows(row[_H], row[_PAD_TOP], R, row[_STRIDE_H], row[_DILATION_H], P, p)
+                in_q = axis_rows(row[_H + 1], row[_PAD_TOP + 2], S, row[_STRIDE_H + 1], row[_DILATION_H + 1], Q, q)
+                t[_IN_TOTAL] = N * in_p[0] * in_q[0]
+                t[_IN_LARGEST] = n * in_p[1] * in_q[1]
+                t[_IN_FIRST] = n * in_p[2] * in_q[2]
+                t[_UNITS] = _pixel_units(dataflow, rows, cols, N, P, Q, n, p, q)
+                count += 1
+            size //= 2
+    return count
+
+
+@njit(cache=True, nogil=True)
+def better(objective, cycles, energy, best_cycles, best_energy):
+    """Whether (cycles, energy) beats the best so far under the objective, the other one breaking ties."""
+    if objective == LATENCY:
+        return cycles < best_cycles or (cycles == best_cycles and energy < best_energy)
+    if objective == ENERGY:
+        return energy < best_energy or (energy == best_energy and cycles < best_cycles)
+    edp, best_edp = cycles * energy, best_cycles * best_energy
+    return edp < best_edp or (edp == best_edp and cycles < best_cycles)
+
+
+@njit(cache=True, nogil=True)
+def total_cycles(first, last, dram_bits, compute, bandwidth, fill_cycles):
+    """Cycles of a double-buffered run: only the first tile's load and the last tile's drain are exposed."""
+    middle = dram_bits - first - last
+    return (
+        ceil_div(first, bandwidth)
+        + max(compute, ceil_div(middle, bandwidth))
+        + ceil_div(last, bandwidth)
+        + fill_cycles
+    )
+
+
+@njit(cache=True, nogil=True)
+def order_reuse(order, n_x, n_k, n_c, w_all, w_k, w_c, i_all, i_x, i_c, o_all, o_x, o_k):
+    """How often each operand crosses the DRAM interface under a tile order.
+
+    The flags say which blocks fit their buffer: ``w_all`` all weights, ``w_k`` one K tile over all C, ``w_c`` one C
+    tile over all K; likewise for inputs (X, C) and partial sums (X, K). The mapper keeps the largest that fits.
+
+    Returns
+    -------
+    weight_trips, input_trips : int
+        Fetches of each weight and of each input tile.
+    spills : int
+        Times that each partial sum leaves the chip and comes back.
+    """
+    weight_trips, input_trips, spills = 1, 1, 0
+    if order in (0, 2) and not w_all:
+        weight_trips = n_x
+    elif order == 1 and not (w_k or w_all):
+        weight_trips = n_x
+    elif order == 3 and not (w_c or w_all):
+        weight_trips = n_x
+    if order in (1, 4) and not i_all:
+        input_trips = n_k
+    elif order == 0 and not (i_x or i_all):
+        input_trips = n_k
+    elif order == 5 and not (i_c or i_all):
+        input_trips = n_k
+    if n_c > 1:
+        if order in (3, 5) and not o_all:
+            spills = n_c - 1
+        elif order == 2 and not (o_x or o_all):
+            spills = n_c - 1
+        elif order == 4 and not (o_k or o_all):
+            spills = n_c - 1
+    return weight_trips, input_trips, spills
+
+
+@njit(cache=True, nogil=True)
+def _dense(row, lane, serial, core_pj, resident, chip, price, xs, n_xs, cs, ks, best, ints):
+    """Search the mappings that run one group at a time; improves ``best`` = (cycles, energy) and ``ints``."""
+    N, K, C, P, Q, R, S, G = row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7]
+    wb, ib, ob, stored = row[_WB], row[_IB], row[_OB], row[_SB]
+    rows, cols, bandwidth, wide = chip[0], chip[1], chip[5], chip[6]
+    dataflow, flavours, objective, fill = chip[7], chip[8], chip[9], chip[10]
+    w_cap, o_cap = chip[2], chip[4]
+    in_resident, out_resident = resident & INPUT_RESIDENT != 0, resident & OUTPUT_RESIDENT != 0
+    taps = R * S
+    lanes = rows * lane
+    weights = K * C * taps
+    macs = N * G * weights * P * Q
+    compulsory = G * weights * wb
+    if not out_resident:
+        compulsory += N * G * K * P * Q * ob
+    least_input = xs[0, _IN_TOTAL]
+    if not in_resident:
+        compulsory += G * C * least_input * stored
+    n_ks = power_tiles(K, cols, ks)
+
+    for flavour in range(2):
+        if taps == 1 or dataflow == OUTPUT_STATIONARY:
+            # One tap: both name the same mapping. Output-stationary rows are pixels, not reduction lanes.
+            if flavour == IM2COL:
+                continue
+        elif (flavours >> flavour) & 1 == 0:
+            continue
+        expanded = flavour == IM2COL
+        # A handed-over activation fills half of the input buffer; a gathered copy needs room beside it.
+        i_cap = chip[3]
+        if out_resident:
+            i_cap //= 2
+        if in_resident and expanded:
+            i_cap = 0 if out_resident else i_cap // 2
+        free_input = in_resident and not expanded
+        n_cs = power_tiles(C, rows, cs)
+        for ci in range(n_cs):
+            c = cs[ci]
+            n_c = ceil_div(C, c)
+            c_last = last_tile(C, c)
+            if dataflow == OUTPUT_STATIONARY:
+                c_units = sum_max(C, c, taps, rows)
+            elif expanded:
+                c_units = (n_c - 1) * ceil_div(c * taps, lanes) + ceil_div(c_last * taps, lanes)
+            else:
+                c_units = taps * sum_ceil(C, c, lanes)
+            in_array = dataflow in (REDUCTION_COLUMNS, OUTPUT_STATIONARY)
+            accumulations = n_c if in_array else c_units
+            out_width = wide if accumulations > 1 else ob
+            for ki in range(n_ks):
+                k = ks[ki]
+                if k * c * taps * wb > w_cap:
+                    continue
+                n_k = ceil_div(K, k)
+                k_last = last_tile(K, k)
+                k_units = sum_max(K, k, 1, rows) if dataflow == INPUT_STATIONARY else sum_ceil(K, k, cols)
+                column_passes = sum_ceil(K, k, cols)
+                w_first = k * c * taps * wb
+
+                # No mapping with these channel tiles is cheaper than this.
+                if dataflow == REDUCTION_COLUMNS:
+                    compute = G * N * P * Q * k_units * c_units * serial
+                    low_cycles = max(
+                        compute + ceil_div(w_first, bandwidth), ceil_div(compulsory, bandwidth)
+                    ) + fill
+                    low_energy = (
+                        compute * core_pj
+                        + low_cycles * price[7]
+                        + compulsory * price[6]
+                        + macs * wb * price[0]
+                        + G * weights * wb * price[1]
+                        + G * N * P * Q * C * taps * ib * column_passes * price[2]
+                        + N * G * K * P * Q * (accumulations - 1) * wide * (price[4] + price[5])
+                        + N * G * K * P * Q * ob * (price[4] + price[5])
+                    ) * (1 - 1e-12)
+                    if not better(objective, low_cycles, low_energy, best[0], best[1]):
+                        continue
+
+                w_all = weights * wb <= w_cap
+                w_k = k * C * taps * wb <= w_cap
+                w_c = c * K * taps * wb <= w_cap
+                for batch_outermost in range(2 if N > 1 else 1):
+                    repeats = N if batch_outermost == 1 else 1
+                    images = N // repeats
+                    pixels = images * P * Q
+                    o_all = K * pixels * wide <= o_cap
+                    o_k = k * pixels * wide <= o_cap
+                    for xi in range(n_xs):
+                        t = xs[xi]
+                        if batch_outermost == 1 and t[_TN] > 1:
+                            continue
+                        tile = t[_PIXELS]
+                        if k * tile * out_width > o_cap:
+                            continue
+                        n_x = t[_TRIPS] // repeats
+                        in_total = t[_IN_TOTAL] // repeats
+                        if expanded:
+                            in_largest, in_fill = tile * taps, pixels * taps
+                        else:
+                            in_largest, in_fill = t[_IN_LARGEST], in_total
+                        if not free_input and c * in_largest * ib > i_cap:
+                            continue
+                        i_all = free_input or C * in_fill * ib <= i_cap
+                        i_x = free_input or C * in_largest * ib <= i_cap
+                        i_c = free_input or c * in_fill * ib <= i_cap
+                        o_x = K * tile * wide <= o_cap
+                        x_units = t[_UNITS] // repeats
+                        compute = G * repeats * x_units * k_units * c_units * serial
+                        if dataflow == REDUCTION_COLUMNS:
+                            w_reads = macs * wb
+                        elif dataflow == WEIGHT_STATIONARY:
+                            w_reads = G * repeats * n_x * weights * wb
+                        else:
+                            w_reads = G * repeats * x_units * weights * wb
+                        if dataflow == INPUT_STATIONARY:
+                            i_reads = G * repeats * pixels * C * taps * n_k * ib
+                        else:
+                            i_reads = G * repeats * pixels * C * taps * column_passes * ib
+                        first = w_first + (0 if in_resident else c * t[_IN_FIRST] * stored)
+                        last = 0 if out_resident else k_last * t[_PIXELS_LAST] * ob
+                        outputs = N * G * K * P * Q
+                        for order in range(2 if n_c == 1 else 6):
+                            w_trips, i_trips, spills = order_reuse(
+                                order, n_x, n_k, n_c, w_all, w_k, w_c, i_all, i_x, i_c, o_all, o_x, o_k
+                            )
+                            w_fill = G * weights * wb * (1 if w_all else repeats * w_trips)
+                            i_fill = 0 if free_input else G * repeats * C * in_fill * ib * i_trips
+                            i_raw = G * repeats * C * in_total * i_trips
+                            gathered = i_raw * ib if in_resident and expanded else 0
+                            dram_read = w_fill + (0 if in_resident else i_raw * stored) + outputs * spills * wide
+                            dram_write = outputs * spills * wide + (0 if out_resident else outputs * ob)
+                            partial = outputs * (accumulations - 1 + spills) * wide
+                            finished = outputs * ob
+                            handed_over = finished if out_resident else 0
+                            cycles = total_cycles(first, last, dram_read + dram_write, compute, bandwidth, fill)
+                            energy = (
+                                compute * core_pj
+                                + w_reads * price[0]
+                                + w_fill * price[1]
+                                + (i_reads + gathered) * price[2]
+                                + (i_fill + handed_over) * price[3]
+                                + (partial + finished) * price[4]
+                                + (partial + finished) * price[5]
+                                + (dram_read + dram_write) * price[6]
+                                + cycles * price[7]
+                            )
+                            if not better(objective, cycles, energy, best[0], best[1]):
+                                continue
+                            best[0], best[1] = cycles, energy
+                            ints[_STATUS] = OK
+                            ints[_CYCLES], ints[_COMPUTE] = cycles, compute
+                            a = _TRAFFIC0
+                            ints[a], ints[a + 1] = w_reads, w_fill
+                            ints[a + 2], ints[a + 3] = i_reads + gathered, i_fill + handed_over
+                            ints[a + 4], ints[a + 5] = partial + finished, partial + finished
+                            ints[a + 6], ints[a + 7] = dram_read, dram_write
+                            ints[_MAPPING], ints[_ORDER], ints[_LANE] = flavour, order, lane
+                            ints[_BATCH_OUT] = batch_outermost
+                            a = _TILE0
+                            ints[a], ints[a + 1], ints[a + 2], ints[a + 3] = 1, t[_TN], k, c
+                            ints[a + 4], ints[a + 5] = t[_TP], t[_TQ]
+                            ints[_PAR0], ints[_PAR0 + 1], ints[_PAR0 + 2] = 1, 1, 1
+
+
+@njit(cache=True, nogil=True)
+def _packed(row, lane, serial, core_pj, resident, chip, price, xs, n_xs, gs, best, ints):
+    """Search the mappings that pack groups or output pixels on the array; improves ``best`` and ``ints``.
+
+    Column blocks belong to different groups or neighbouring pixels; weights off the blocks are zero and their units
+    idle. A tile holds whole groups, all their channels, so tiles run group by group with each group's weights kept.
+    """
+    N, K, C, P, Q, R, S, G = row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7]
+    wb, ib, ob, stored = row[_WB], row[_IB], row[_OB], row[_SB]
+    rows, cols, bandwidth, wide = chip[0], chip[1], chip[5], chip[6]
+    dataflow, flavours, objective, fill = chip[7], chip[8], chip[9], chip[10]
+    w_cap, o_cap = chip[2], chip[4]
+    in_resident, out_resident = resident & INPUT_RESIDENT != 0, resident & OUTPUT_RESIDENT != 0
+    taps = R * S
+    lanes = rows * lane
+    weights = K * C * taps
+    macs = N * G * weights * P * Q
+    outputs = N * G * K * P * Q
+    column_passes = ceil_div(K, cols)
+    least_dram = G * weights * wb + (0 if out_resident else outputs * ob)
+    if not in_resident:
+        least_dram += G * C * xs[0, _IN_TOTAL] * stored
+
+    for flavour in range(2):
+        expanded = flavour == IM2COL
+        if expanded:
+            if flavours & ALLOW_IM2COL == 0:
+                continue
+        elif flavours & ALLOW_CHANNEL == 0 or G == 1:
+            continue
+        i_cap = chip[3]
+        if out_resident:
+            i_cap //= 2
+        if in_resident and expanded:
+            i_cap = 0 if out_resident else i_cap // 2
+        free_input = in_resident and not expanded
+        h = 1
+        while h == 1 or (expanded and h // 2 < P and K * h <= cols):
+            reach_h = rows_touched(1 << 40, 0, R, row[_STRIDE_H], row[_DILATION_H], 0, h)
+            w = 1
+            while w == 1 or (expanded and w // 2 < Q and K * h * w <= cols):
+                reach_w = rows_touched(1 << 40, 0, S, row[_STRIDE_H + 1], row[_DILATION_H + 1], 0, w)
+                used_lanes = C * reach_h * reach_w if expanded else C
+                together = max(1, min(G, min(cols // (K * h * w), lanes // used_lanes)))
+                passes = ceil_div(used_lanes, lanes) * (1 if expanded else taps)
+                accumulations = passes if dataflow == WEIGHT_STATIONARY else 1
+                out_width = wide if accumulations > 1 else ob
+                partial = outputs * (accumulations - 1) * wide
+                finished = outputs * ob
+                handed_over = finished if out_resident else 0
+                least_steps = N * ceil_div(P, h) * ceil_div(Q, w)
+                least = ceil_div(G, together) * least_steps * passes * column_passes * serial
+                low_cycles = max(least, ceil_div(least_dram, bandwidth)) + fill
+                low_energy = (
+                    least * core_pj
+                    + low_cycles * price[7]
+                    + least_dram * price[6]
+                    + macs * wb * price[0]
+                    + G * weights * wb * price[1]
+                    + finished * (price[4] + price[5])
+                ) * (1 - 1e-12)
+                if (G > 1 or h * w > 1) and better(objective, low_cycles, low_energy, best[0], best[1]):
+                    n_gs = power_tiles(G, together, gs)
+                    for gi in range(n_gs):
+                        g = gs[gi]
+                        if g < together and g > 1:
+                            continue
+                        if g * weights * h * w * wb > w_cap:
+                            continue
+                        group_units = sum_ceil(G, g, together)
+                        g_last = last_tile(G, g)
+                        w_first = g * weights * wb
+                        for xi in range(n_xs):
+                            t = xs[xi]
+                            n, p, q = t[_TN], t[_TP], t[_TQ]
+                            if g * K * t[_PIXELS] * out_width > o_cap:
+                                continue
+                            steps_in_tile = n * ceil_div(p, h) * ceil_div(q, w)
+                            steps = N * sum_ceil(P, p, h) * sum_ceil(Q, q, w)
+                            if expanded:
+                                in_largest, in_fill = steps_in_tile * reach_h * reach_w, steps * reach_h * reach_w
+                            else:
+                                in_largest, in_fill = t[_IN_LARGEST], t[_IN_TOTAL]
+                            if not free_input and g * C * in_largest * ib > i_cap:
+                                continue
+                            step_cycles = steps
+                            if dataflow == WEIGHT_STATIONARY:
+                                step_cycles = _pixel_units(
+                                    dataflow, rows, cols, N, sum_ceil(P, p, h), sum_ceil(Q, q, w),
+                                    n, ceil_div(p, h), ceil_div(q, w),
+                                )  # fmt: skip
+                            compute = group_units * step_cycles * passes * column_passes * serial
+                            if dataflow == WEIGHT_STATIONARY:
+                                w_reads = G * weights * h * w * t[_TRIPS] * wb
+                            else:
+                                w_reads = macs * wb
+                            read_per_step = reach_h * reach_w if expanded else taps
+                            i_reads = G * steps * C * read_per_step * column_passes * ib
+                            i_fill = 0 if free_input else G * C * in_fill * ib
+                            gathered = G * C * t[_IN_TOTAL] * ib if in_resident and expanded else 0
+                            w_fill = G * weights * h * w * wb
+                            dram_read = G * weights * wb + (0 if in_resident else G * C * t[_IN_TOTAL] * stored)
+                            dram_write = 0 if out_resident else finished
+                            first = w_first + (0 if in_resident else g * C * t[_IN_FIRST] * stored)
+                            last = 0 if out_resident else g_last * K * t[_PIXELS_LAST] * ob
+                            cycles = total_cycles(first, last, dram_read + dram_write, compute, bandwidth, fill)
+                            energy = (
+                                compute * core_pj
+                                + w_reads * price[0]
+                                + w_fill * price[1]
+                                + (i_reads + gathered) * price[2]
+                                + (i_fill + handed_over) * price[3]
+                                + (partial + finished) * price[4]
+                                + (partial + finished) * price[5]
+                                + (dram_read + dram_write) * price[6]
+                                + cycles * price[7]
+                            )
+                            if not better(objective, cycles, energy, best[0], best[1]):
+                                continue
+                            best[0], best[1] = cycles, energy
+                            ints[_STATUS] = OK
+                            ints[_CYCLES], ints[_COMPUTE] = cycles, compute
+                            a = _TRAFFIC0
+                            ints[a], ints[a + 1] = w_reads, w_fill
+                            ints[a + 2], ints[a + 3] = i_reads + gathered, i_fill + handed_over
+                            ints[a + 4], ints[a + 5] = partial + finished, partial + finished
+                            ints[a + 6], ints[a + 7] = dram_read, dram_write
+                            ints[_MAPPING], ints[_ORDER], ints[_LANE] = PACKED_CHANNEL + flavour, 0, lane
+                            ints[_BATCH_OUT] = 0
+                            a = _TILE0
+                            ints[a], ints[a + 1], ints[a + 2], ints[a + 3] = g, n, K, C
+                            ints[a + 4], ints[a + 5] = p, q
+                            ints[_PAR0], ints[_PAR0 + 1], ints[_PAR0 + 2] = together, h, w
+                w *= 2
+            h *= 2
+
+
+@njit(cache=True, nogil=True)
+def _stream(row, resident, chip, price, ints):
+    """Price an operator that only moves activations: one pass, a column's post-processing unit an element a cycle.
+
+    Returns
+    -------
+    cycles : int
+    energy_pj : float
+    """
+    N, P, Q, R, S = row[0], row[3], row[4], row[5], row[6]
+    channels_in, channels_out = row[2] * row[7], row[1] * row[7]
+    wb, ib, ob, stored = row[_WB], row[_IB], row[_OB], row[_SB]
+    in_resident, out_resident = resident & INPUT_RESIDENT != 0, resident & OUTPUT_RESIDENT != 0
+    height = axis_rows(row[_H], row[_PAD_TOP], R, row[_STRIDE_H], row[_DILATION_H], P, P)[0]
+    width = axis_rows(row[_H + 1], row[_PAD_TOP + 2], S, row[_STRIDE_H + 1], row[_DILATION_H + 1], Q, Q)[0]
+    inputs = N * channels_in * height * width
+    second = inputs if row[_OP] == _ADD or row[_OP] == _MUL else 0
+    outputs = N * channels_out * P * Q
+    dram_read = (0 if in_resident else inputs * stored) + second * wb
+    dram_write = 0 if out_resident else outputs * ob
+    loaded = inputs * ib + second * wb
+    compute = ceil_div(max(inputs, outputs), chip[1])
+    cycles = max(compute, ceil_div(dram_read + dram_write, chip[5]))
+    ints[_STATUS], ints[_CYCLES], ints[_COMPUTE] = OK, cycles, compute
+    a = _TRAFFIC0
+    ints[a], ints[a + 1] = 0, 0
+    ints[a + 2] = loaded
+    ints[a + 3] = loaded - (inputs * ib if in_resident else 0) + (outputs * ob if out_resident else 0)
+    ints[a + 4], ints[a + 5] = outputs * ob, outputs * ob
+    ints[a + 6], ints[a + 7] = dram_read, dram_write
+    ints[_USED0], ints[_USED0 + 1], ints[_USED0 + 2] = 0, min(loaded, 2 * chip[3]), min(outputs * ob, 2 * chip[4])
+    ints[_MAPPING], ints[_ORDER], ints[_LANE], ints[_BATCH_OUT] = STREAM, 0, 1, 0
+    for i in range(6):
+        ints[_TILE0 + i] = 0
+    for i in range(3):
+        ints[_PAR0 + i] = 1
+    ints[_BOUND] = _BOUND_DRAM if cycles > compute else _BOUND_COMPUTE
+
+
+@njit(cache=True, nogil=True)
+def _blocks(row, resident, chip, ints):
+    """Bits of each buffer that the chosen mapping keeps in use, both halves counted."""
+    N, K, C, P, Q, R, S = row[0], row[1], row[2], row[3], row[4], row[5], row[6]
+    wb, ib, ob, wide = row[_WB], row[_IB], row[_OB], chip[6]
+    taps = R * S
+    mapping, order = ints[_MAPPING], ints[_ORDER]
+    g, n, k, c, p, q = (
+        ints[_TILE0], ints[_TILE0 + 1], ints[_TILE0 + 2], ints[_TILE0 + 3], ints[_TILE0 + 4], ints[_TILE0 + 5],
+    )  # fmt: skip
+    expanded = mapping in (IM2COL, PACKED_IM2COL)
+    in_p = axis_rows(row[_H], row[_PAD_TOP], R, row[_STRIDE_H], row[_DILATION_H], P, p)
+    in_q = axis_rows(row[_H + 1], row[_PAD_TOP + 2], S, row[_STRIDE_H + 1], row[_DILATION_H + 1], Q, q)
+    tile_pixels = n * p * q
+    if mapping in (PACKED_CHANNEL, PACKED_IM2COL):
+        h, w = ints[_PAR0 + 1], ints[_PAR0 + 2]
+        reach = rows_touched(1 << 40, 0, R, row[_STRIDE_H], row[_DILATION_H], 0, h) * rows_touched(
+            1 << 40, 0, S, row[_STRIDE_H + 1], row[_DILATION_H + 1], 0, w
+        )
+        weight = g * K * C * taps * h * w * wb
+        steps = n * ceil_div(p, h) * ceil_div(q, w)
+        inputs = g * C * ib * (steps * reach if expanded else n * in_p[1] * in_q[1])
+        multiple_passes = chip[7] == WEIGHT_STATIONARY and (not expanded or C * reach > chip[0] * ints[_LANE])
+        output = g * K * tile_pixels * (wide if multiple_passes else ob)
+    else:
+        images = 1 if ints[_BATCH_OUT] == 1 else N
+        n_x = ceil_div(images, n) * ceil_div(P, p) * ceil_div(Q, q)
+        n_k, n_c = ceil_div(K, k), ceil_div(C, c)
+        pixels = images * P * Q
+        tile_in = n * (p * q * taps if expanded else in_p[1] * in_q[1])
+        all_in = pixels * taps if expanded else images * in_p[0] * in_q[0]
+        weight = k * c * taps * wb
+        if n_x > 1 or images < N:
+            all_weights = K * C * taps * wb
+            if all_weights <= chip[2] and (order in (0, 2) or images < N):
+                weight = all_weights
+            elif n_x > 1 and order == 1 and k * C * taps * wb <= chip[2]:
+                weight = k * C * taps * wb
+            elif n_x > 1 and order == 3 and c * K * taps * wb <= chip[2]:
+                weight = c * K * taps * wb
+        i_cap = chip[3] // (2 if resident & OUTPUT_RESIDENT != 0 else 1)
+        inputs = c * tile_in * ib
+        if n_k > 1:
+            if order == 0 and C * tile_in * ib <= i_cap:
+                inputs = C * tile_in * ib
+            elif order in (1, 4) and C * all_in * ib <= i_cap:
+                inputs = C * all_in * ib
+            elif order == 5 and c * all_in * ib <= i_cap:
+                inputs = c * all_in * ib
+        accumulates = n_c > 1 or chip[7] in (WEIGHT_STATIONARY, INPUT_STATIONARY)
+        output = k * tile_pixels * (wide if accumulates else ob)
+        if n_c > 1:
+            if order == 2 and K * tile_pixels * wide <= chip[4]:
+                output = K * tile_pixels * wide
+            elif order == 4 and k * pixels * wide <= chip[4]:
+                output = k * pixels * wide
+            elif order in (3, 5) and K * pixels * wide <= chip[4]:
+                output = K * pixels * wide
+    if resident & INPUT_RESIDENT != 0 and not expanded:
+        inputs = chip[3]
+    ints[_USED0] = min(2 * weight, 2 * chip[2])
+    ints[_USED0 + 1] = min(2 * inputs, 2 * chip[3])
+    ints[_USED0 + 2] = min(2 * output, 2 * chip[4])
+
+
+@njit(cache=True, nogil=True)
+def price_layers(layers, lane_factor, serial_cycles, core_pj, resident, chip, price, ints, floats):
+    """Price each layer by its best mapping.
+
+    Parameters
+    ----------
+    layers : ndarray of int64, shape (n, len(PACKED_COLUMNS))
+    lane_factor : ndarray of int64, shape (n,)
+        Products that one unit does in a cycle at the layer's bitwidths, a power of two.
+    serial_cycles : ndarray of int64, shape (n,)
+        Cycles that one such step takes (bit-serial arrays, operands in several passes).
+    core_pj : ndarray of float64, shape (n,)
+        Energy of the array in a cycle in which it computes.
+    resident : ndarray of int64, shape (n,)
+        `INPUT_RESIDENT` and `OUTPUT_RESIDENT` bits.
+    chip : ndarray of int64, shape (len(CHIP_COLUMNS),)
+        Capacities are what one tile may fill: half of a double buffer.
+    price : ndarray of float64, shape (len(PRICE_COLUMNS),)
+    ints, floats : ndarray, shapes (n, len(INT_COLUMNS)) and (n, len(FLOAT_COLUMNS))
+        Written.
+    """
+    xs = np.empty((_MAX_TILES, 10), np.int64)
+    cs = np.empty(128, np.int64)
+    ks = np.empty(128, np.int64)
+    best = np.empty(2, np.float64)
+    rows, cols = chip[0], chip[1]
+    for i in range(layers.shape[0]):
+        row, out = layers[i], ints[i]
+        if row[_OP] >= _N_MAC_OPS:
+            _stream(row, resident[i], chip, price, out)
+            floats[i, 0] = 0.0
+            floats[i, 4] = 0.0
+        else:
+            K, C, G, taps = row[1], row[2], row[7], row[5] * row[6]
+            n_xs = pixel_tiles(row, rows, cols, chip[7], xs)
+            best[0], best[1] = np.inf, np.inf
+            out[_STATUS] = NO_OUTPUT_TILE
+            args = (row, lane_factor[i], serial_cycles[i], core_pj[i], resident[i], chip, price, xs, n_xs)
+            if G > 1 and chip[7] in (REDUCTION_COLUMNS, WEIGHT_STATIONARY):
+                lane = lane_factor[i]
+                while lane >= 1:
+                    _packed(row, lane, serial_cycles[i], core_pj[i], resident[i], chip, price, xs, n_xs, cs, best, out)
+                    lane //= 2
+            _dense(*args, cs, ks, best, out)
+            if G == 1 and 2 * K <= cols and chip[7] in (REDUCTION_COLUMNS, WEIGHT_STATIONARY):
+                lane = lane_factor[i]
+                while lane >= 1:
+                    _packed(row, lane, serial_cycles[i], core_pj[i], resident[i], chip, price, xs, n_xs, cs, best, out)
+                    lane //= 2
+            if best[0] == np.inf:
+                if taps * row[_WB] > chip[2]:
+                    out[_STATUS] = NO_WEIGHT_TILE
+                elif row[_OB] > chip[4]:
+                    out[_STATUS] = NO_OUTPUT_TILE
+                else:
+                    out[_STATUS] = NO_INPUT_TILE
+                continue
+            _blocks(row, resident[i], chip, out)
+            macs = row[0] * G * K * C * row[3] * row[4] * taps
+            floats[i, 0] = out[_COMPUTE] * core_pj[i]
+            floats[i, 4] = macs * serial_cycles[i] / (out[_COMPUTE] * (rows * cols * lane_factor[i]))
+            dram_cycles = ceil_div(out[_TRAFFIC0 + 6] + out[_TRAFFIC0 + 7], chip[5])
+            if dram_cycles > out[_COMPUTE]:
+                out[_BOUND] = _BOUND_DRAM
+            else:
+                out[_BOUND] = _BOUND_COMPUTE if floats[i, 4] >= 0.5 else _BOUND_ARRAY
+        sram = 0.0
+        for j in range(6):
+            sram += out[_TRAFFIC0 + j] * price[j]
+        floats[i, 1] = sram
+        floats[i, 2] = (out[_TRAFFIC0 + 6] + out[_TRAFFIC0 + 7]) * price[6]
+        floats[i, 3] = out[_CYCLES] * price[7]
+
+
+def describe(ints: list[int]) -> str:
+    """The mapping of one row of `INT_COLUMNS`, for people."""
+    mapping = ints[_MAPPING]
+    if mapping == STREAM:
+        return "stream"
+    g, n, k, c, p, q = ints[_TILE0 : _TILE0 + 6]
+    tile = f"tile g{g} n{n} k{k} c{c} p{p} q{q}"
+    if mapping in (PACKED_CHANNEL, PACKED_IM2COL):
+        par_g, par_h, par_w = ints[_PAR0 : _PAR0 + 3]
+        lanes = "channels" if mapping == PACKED_CHANNEL else "taps"
+        return f"{lanes} on lanes, {par_g} groups x {par_h}x{par_w} pixels at once, {tile}, order {GROUPED_ORDER}"
+    order = ("N" if ints[_BATCH_OUT] else "") + ORDERS[ints[_ORDER]]
+    return f"{'channels' if mapping == CHANNEL else 'taps'} on lanes, {tile}, order {order}"
