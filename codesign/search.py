@@ -1,0 +1,134 @@
+"""The loop of every search."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
+from typing import Any
+
+import numpy as np
+
+from codesign.describe import describe
+from codesign.problem import Problem
+from codesign.run_directory import RunDirectory, RunDirectoryError
+from codesign.space import Arch
+from codesign.strategies.base import AbstractSampler
+from codesign.trial import Trial
+
+
+def search(
+    problem: Problem,
+    strategy: AbstractSampler,
+    n_trials: int,
+    seed: int = 0,
+    out: str | os.PathLike[str] | None = None,
+    executor: Executor | None = None,
+    batch_size: int = 10,
+    resume: bool = False,
+    progress: Callable[[Trial], object] | None = None,
+) -> list[Trial]:
+    """The trials of a search, in order.
+
+    Parameters
+    ----------
+    problem : Problem
+    strategy : AbstractSampler
+    n_trials : int
+        Candidates to evaluate. A run can be resumed with more.
+    seed : int
+        Same seed, same trials, whatever the executor and however often the run was killed.
+    out : path-like, optional
+        Directory for the configuration, the trials and the state (`RunDirectory`).
+    executor : concurrent.futures.Executor, optional
+        Evaluates the candidates of a batch. None: this thread.
+    batch_size : int
+        Candidates asked for at once. It changes what a strategy knows when it is asked, so it is a part of the
+        configuration; the number of workers is not.
+    resume : bool
+        Go on with the run in ``out``, if it is there.
+    progress : callable, optional
+        Called with each trial in order, those of a resumed run too.
+
+    Raises
+    ------
+    UnreachableLimit
+        Before anything is evaluated or written, where no network is found that meets the limits.
+    RunDirectoryError
+        Where ``out`` belongs to another configuration, exists and is not to be resumed, or is being written.
+
+    Notes
+    -----
+    A batch that ``n_trials`` cuts short is not told to the strategy, so that going on later with more trials gives
+    what asking for them at once had given.
+    """
+    if n_trials < 1 or batch_size < 1:
+        raise ValueError(
+            f"search: n_trials and batch_size must be at least 1, got n_trials={n_trials}, batch_size={batch_size}."
+        )
+    if problem.limits:
+        problem.witness  # noqa: B018  raises where the limits cannot be met
+    config = {
+        "problem": describe(problem),
+        "strategy": describe(strategy),
+        "seed": int(seed),
+        "batch_size": int(batch_size),
+    }
+    with contextlib.ExitStack() as stack:
+        run = stack.enter_context(RunDirectory(out, config, resume)) if out is not None else None
+        logged = list(run.trials) if run else []
+        trials: list[Trial] = []
+        state, told = (run.restore() if run else None) or (strategy.init(problem, np.random.default_rng(seed)), 0)
+        for trial in logged[: min(told, n_trials)]:
+            trials.append(_report(trial, progress))
+        while len(trials) < n_trials:
+            archs, state = strategy.ask(problem, state, batch_size)
+            batch = archs[: n_trials - len(trials)]
+            known = logged[len(trials) : len(trials) + len(batch)]
+            _check_replay(known, batch, out)
+            fresh = _evaluated(problem, batch[len(known) :], len(trials) + len(known), int(seed), executor)
+            for trial in known:
+                trials.append(_report(trial, progress))
+            for trial in fresh:
+                if run:
+                    run.log.append(trial)
+                trials.append(_report(trial, progress))
+            if len(batch) == batch_size:
+                state = strategy.tell(problem, state, trials[-batch_size:])
+                if run:
+                    run.checkpoint(state, len(trials))
+    return trials
+
+
+def _report(trial: Trial, progress: Callable[[Trial], object] | None) -> Trial:
+    if progress:
+        progress(trial)
+    return trial
+
+
+def _evaluated(
+    problem: Problem, archs: Sequence[Arch], first: int, seed: int, executor: Executor | None
+) -> Iterator[Trial]:
+    """The trials of archs in their order, each as soon as it and those before it are done."""
+    if executor is None:
+        for number, arch in enumerate(archs, first):
+            yield problem.evaluate(arch, number, seed)
+        return
+    futures = [executor.submit(problem.evaluate, arch, number, seed) for number, arch in enumerate(archs, first)]
+    try:
+        for future in futures:
+            yield future.result()
+    finally:
+        for future in futures:
+            future.cancel()
+
+
+def _check_replay(known: Sequence[Trial], archs: Sequence[Arch], out: Any) -> None:
+    """A log must hold what the strategy asks for; it does not where the code has changed since."""
+    for trial, arch in zip(known, archs, strict=False):
+        if trial.arch != arch:
+            raise RunDirectoryError(
+                f"{out}: trial {trial.number} in the log must be what the strategy asks for, but it is not: the run "
+                "was made by another version of the code. Choose another directory."
+            )

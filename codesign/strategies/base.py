@@ -1,0 +1,62 @@
+"""What a search strategy is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from codesign.problem import Problem
+from codesign.run_directory import State
+from codesign.space import Arch
+from codesign.trial import Trial
+
+
+@dataclass(frozen=True)
+class AbstractStrategy(ABC):
+    """An algorithm as a value: its fields are its hyperparameters, and its state is passed in and handed back.
+
+    A state is a dict of arrays and JSON values, and holds all that the strategy knows, its random generator too
+    (`keep_rng`, `use_rng`); so it can be written after any step and read back, and a search that was killed goes on
+    to the result of one that was not. A strategy never changes a state that it was given.
+
+    There are two kinds. A *sampler* (`AbstractSampler`) is asked for archs and told their trials. A *trainer* has
+    ``step(problem, state) -> state``, which trains shared weights and a policy together for one step, and
+    ``offer(problem, state) -> archs``, the candidates that it would have evaluated now.
+    """
+
+    @abstractmethod
+    def init(self, problem: Problem, rng: np.random.Generator) -> State:
+        """The state before the first step. ``rng`` is the search's; the state keeps it."""
+
+
+@dataclass(frozen=True)
+class AbstractSampler(AbstractStrategy):
+    """A strategy that proposes archs and learns from their trials.
+
+    Its archs should meet the limits (`Problem.project`), for a candidate over a limit is not evaluated.
+    """
+
+    @abstractmethod
+    def ask(self, problem: Problem, state: State, n: int) -> tuple[list[Arch], State]:
+        """The next ``n`` archs to evaluate, and the state that waits for their trials."""
+
+    @abstractmethod
+    def tell(self, problem: Problem, state: State, trials: Sequence[Trial]) -> State:
+        """The state after the trials of the archs last asked for, in their order."""
+
+
+def keep_rng(rng: np.random.Generator) -> dict[str, Any]:
+    """A generator as a JSON value."""
+    return dict(rng.bit_generator.state)
+
+
+def use_rng(state: State) -> np.random.Generator:
+    """The generator that ``state["rng"]`` keeps, at the point where it was kept."""
+    kept = state["rng"]
+    bits = getattr(np.random, kept["bit_generator"])()
+    bits.state = kept
+    return np.random.Generator(bits)

@@ -1,0 +1,104 @@
+import math
+
+import numpy as np
+import pytest
+from toys import Roofline, RoundingError, network, problem
+
+from codesign.problem import Problem, UnreachableLimit
+from codesign.space import BitwidthSpace
+
+
+def test_a_feasible_candidate_is_evaluated_and_priced():
+    toy = problem(limit=None)
+    trial = toy.evaluate((0, 1, 2, 0, 1, 2), number=3, seed=5)
+    report = toy.price(trial.arch)
+    assert trial.metrics["energy_j"] == report.energy_j and trial.metrics["latency_s"] == report.latency_s
+    assert trial.metrics["error"] == toy.accuracy(trial.arch)["error"]
+    assert (trial.number, trial.seed, trial.feasible) == (3, 5, True)
+
+
+def test_a_candidate_over_a_limit_is_priced_and_says_by_how_much():
+    toy = problem(limit=0.5)
+    trial = toy.evaluate(toy.space.uniform(8))
+    assert trial.violations == pytest.approx({"energy_j": 1 / 0.5 - 1})
+    assert "error" not in trial.metrics and trial.metrics["energy_j"] > toy.limits["energy_j"]
+
+
+def test_a_limit_on_frames_per_s_holds_from_below():
+    toy = problem(limit=None)
+    fps = toy.price(toy.space.uniform(4)).frames_per_s
+    fast = Problem(toy.space, toy.accuracy, toy.hardware, {"frames_per_s": fps})
+    assert fast.feasible(toy.space.uniform(2)) and fast.feasible(toy.space.uniform(4))
+    slow = toy.space.uniform(8)
+    assert fast.violations(slow)["frames_per_s"] == pytest.approx(fps / toy.price(slow).frames_per_s - 1)
+
+
+def test_a_candidate_that_fits_no_tiling_is_a_violation_and_no_exception():
+    space = BitwidthSpace(network(2))
+    small = Roofline(buffer_bits=4 * network(2).layers[1].weight_count)
+    toy = Problem(space, RoundingError(space), small, {"energy_j": 1.0})
+    assert toy.evaluate(space.uniform(4)).feasible
+    trial = toy.evaluate(space.uniform(8))
+    assert trial.violations == {"fit": math.inf} and not trial.feasible
+    assert toy.feasible(toy.project(space.uniform(8), np.random.default_rng(0)))
+
+
+def test_unknown_metrics_and_bad_limits_are_named():
+    toy = problem(limit=None)
+    with pytest.raises(ValueError, match=r"Roofline gives, got energy; known are latency_s, .*energy_j"):
+        Problem(toy.space, toy.accuracy, toy.hardware, {"energy": 1.0})
+    for bad in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match="must be a positive number"):
+            Problem(toy.space, toy.accuracy, toy.hardware, {"energy_j": bad})
+    with pytest.raises(ValueError, match="must give the objective 'loss', got error"):
+        problem(limit=None, objective="loss").evaluate(toy.space.uniform(8))
+
+
+def test_a_limit_below_the_cheapest_network_names_it_and_what_it_costs():
+    toy = problem(limit=None)
+    cheapest = toy.price(toy.space.uniform(2)).energy_j
+    hopeless = Problem(toy.space, toy.accuracy, toy.hardware, {"energy_j": 0.99 * cheapest})
+    with pytest.raises(UnreachableLimit, match=rf"energy_j = {cheapest:.4g} .* It is 2 for all of its 6 choices"):
+        hopeless.witness  # noqa: B018
+
+
+def test_two_limits_are_met_at_once():
+    toy = problem(limit=None)
+    low, high = toy.price(toy.space.uniform(2)), toy.price(toy.space.uniform(8))
+    both = {"energy_j": (low.energy_j + high.energy_j) / 2, "weight_bytes": 1.2 * low.workload.weight_bytes}
+    tight = Problem(toy.space, toy.accuracy, toy.hardware, both)
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        assert tight.feasible(tight.project(toy.space.sample(rng), rng))
+
+
+def test_the_reachable_range_is_that_of_an_enumeration():
+    toy = problem(limit=None, n_layers=2)
+    archs = [tuple(int(i) for i in arch) for arch in np.ndindex(*toy.space.option_counts)]
+    for metric in ("energy_j", "latency_s", "frames_per_s"):
+        values = [toy.price(arch).metrics()[metric] for arch in archs]
+        reach = toy.reachable(metric)
+        assert (reach.low, reach.high) == (min(values), max(values))
+        assert toy.price(reach.low_arch).metrics()[metric] == reach.low
+    with pytest.raises(ValueError, match="knows latency_s"):
+        toy.reachable("watts")
+
+
+def test_projection_keeps_a_feasible_arch_and_moves_others_no_further_than_needed():
+    toy = problem(limit=0.4)
+    rng = np.random.default_rng(0)
+    assert toy.project(toy.witness, rng) == toy.witness
+    for _ in range(50):
+        arch = toy.space.sample(rng)
+        near = toy.project(arch, rng)
+        assert toy.feasible(near)
+        assert near == arch or not toy.feasible(arch)
+        towards = np.sign(np.array(toy.witness) - np.array(arch))
+        moved = np.array(near) - np.array(arch)
+        assert ((moved == 0) | (np.sign(moved) == towards)).all()
+        if near != arch:  # taking back the right step leaves the limits again, so some single step back does
+            back = [
+                tuple(int(x) for x in np.array(near) - towards * (np.arange(len(near)) == i))
+                for i in np.flatnonzero(moved)
+            ]
+            assert any(not toy.feasible(b) for b in back)
