@@ -8,11 +8,17 @@ import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
 
 from hwmodels.cost import LayerCost, PackedCosts
 from hwmodels.technology import DRAM_PJ_PER_BIT, Sram, core, sram
 from hwmodels.workload import Layer, Workload
+
+if TYPE_CHECKING:
+    from hwmodels.array import Steps
 
 MappingName = Literal["channel", "im2col", "auto"]
 ObjectiveName = Literal["latency", "energy", "edp"]
@@ -206,7 +212,11 @@ class BitFusion:
         UnsupportedLayer, InfeasibleLayer
             Naming the layer and what must hold.
         """
-        return self.costs(Workload(layer.name, (layer,)), (tuple(resident),))[0]
+        if self.model == "reference":
+            return self.costs(Workload(layer.name, (layer,)), (tuple(resident),))[0]
+        from hwmodels import array
+
+        return array.price_layer(self, layer, resident)[0]
 
     def costs(self, workload: Workload, resident: Sequence[Sequence[str]] | None = None) -> PackedCosts:
         """Cost of every layer of a network, each distinct layer priced once.
@@ -221,7 +231,60 @@ class BitFusion:
             from hwmodels import reference
 
             return reference.costs(self, workload, resident)
-        raise NotImplementedError("BitFusion: model='default' is not there yet; use model='reference'.")
+        from hwmodels import array
+
+        return array.price(self, workload, resident)
+
+    @cached_property
+    def kernel_chip(self) -> NDArray[np.int64]:
+        """The chip as the mapping kernel takes it; a tile may fill half of a buffer."""
+        flavours = {"channel": 1, "im2col": 2, "auto": 3}[self.mapping]
+        objective = get_args(ObjectiveName).index(self.objective)
+        return np.array(
+            (
+                self.rows, self.cols, 4 * self.weight_buffer_bytes, 4 * self.input_buffer_bytes,
+                4 * self.output_buffer_bytes, self.dram_bits_per_cycle, ACCUMULATOR_BITS, 0, flavours, objective, 0,
+            ),
+            dtype=np.int64,
+        )  # fmt: skip
+
+    @cached_property
+    def kernel_price(self) -> NDArray[np.float64]:
+        """The unit energies as the mapping kernel takes them."""
+        return np.array(dataclasses.astuple(self.unit_energies)[1:], dtype=np.float64)
+
+    def steps(self, weight_bits: NDArray[np.int64], input_bits: NDArray[np.int64]) -> Steps:
+        """What a step of the array does at these operand widths.
+
+        Notes
+        -----
+        An operand runs at the narrowest setting that holds it: ``min_bits`` times a power of two.
+        """
+        from hwmodels.array import Steps
+
+        products = self._products[np.minimum(weight_bits, 33)] * self._products[np.minimum(input_bits, 33)]
+        return Steps(
+            products,
+            np.ones(len(products), dtype=np.int64),
+            np.full(len(products), self.unit_energies.core_pj_per_cycle),
+        )
+
+    @cached_property
+    def _products(self) -> NDArray[np.int64]:
+        """How many operands of each width, 0 to 33 bits, one operand of ``max_bits`` makes room for; 0: too wide."""
+        products = np.zeros(34, dtype=np.int64)
+        setting = self.max_bits
+        while setting >= self.min_bits:
+            products[: setting + 1] = self.max_bits // setting
+            setting //= 2
+        return products
+
+    def refusal(self, layer: Layer) -> str:
+        """Why the array cannot run the layer."""
+        return (
+            f"weight_bits and input_bits must be at most the array's max_bits={self.max_bits}, "
+            f"got weight_bits={layer.weight_bits}, input_bits={layer.input_bits}."
+        )
 
     @property
     def _geometry(self) -> tuple[int, int, int, int, int, int, int]:

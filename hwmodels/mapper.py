@@ -28,7 +28,7 @@ INPUT_RESIDENT, OUTPUT_RESIDENT = 1, 2
 #: Tile loops, outermost first: X are output pixels (batch, rows, columns), K and C channels.
 ORDERS = ("XKC", "KXC", "XCK", "CXK", "KCX", "CKX")
 GROUPED_ORDER = "GX"
-OK, NO_WEIGHT_TILE, NO_INPUT_TILE, NO_OUTPUT_TILE = range(4)
+OK, NO_WEIGHT_TILE, NO_INPUT_TILE, NO_OUTPUT_TILE, TOO_WIDE = range(5)
 
 #: Integer description of a chip, as the kernels take it.
 CHIP_COLUMNS = (
@@ -48,6 +48,7 @@ _H, _STRIDE_H, _DILATION_H, _PAD_TOP = _ROW["H"], _ROW["stride_h"], _ROW["dilati
 _WB, _IB, _OB, _SB, _OP = (
     _ROW[name] for name in ("weight_bits", "input_bits", "output_bits", "stored_input_bits", "op")
 )
+WEIGHT_BITS, INPUT_BITS = _WB, _IB
 _N_MAC_OPS = len(MAC_OPS)
 _ADD, _MUL = (_N_MAC_OPS + DATA_OPS.index(op) for op in ("add", "mul"))
 _STATUS, _CYCLES, _COMPUTE, _TRAFFIC0, _USED0 = (
@@ -242,10 +243,7 @@ def total_cycles(first, last, dram_bits, compute, bandwidth, fill_cycles):
     """Cycles of a double-buffered run: only the first tile's load and the last tile's drain are exposed."""
     middle = dram_bits - first - last
     return (
-        ceil_div(first, bandwidth)
-        + max(compute, ceil_div(middle, bandwidth))
-        + ceil_div(last, bandwidth)
-        + fill_cycles
+        ceil_div(first, bandwidth) + max(compute, ceil_div(middle, bandwidth)) + ceil_div(last, bandwidth) + fill_cycles
     )
 
 
@@ -264,24 +262,12 @@ def order_reuse(order, n_x, n_k, n_c, w_all, w_k, w_c, i_all, i_x, i_c, o_all, o
         Times that each partial sum leaves the chip and comes back.
     """
     weight_trips, input_trips, spills = 1, 1, 0
-    if order in (0, 2) and not w_all:
+    if (order in (0, 2) and not w_all) or (order == 1 and not (w_k or w_all)) or (order == 3 and not (w_c or w_all)):
         weight_trips = n_x
-    elif order == 1 and not (w_k or w_all):
-        weight_trips = n_x
-    elif order == 3 and not (w_c or w_all):
-        weight_trips = n_x
-    if order in (1, 4) and not i_all:
-        input_trips = n_k
-    elif order == 0 and not (i_x or i_all):
-        input_trips = n_k
-    elif order == 5 and not (i_c or i_all):
+    if (order in (1, 4) and not i_all) or (order == 0 and not (i_x or i_all)) or (order == 5 and not (i_c or i_all)):
         input_trips = n_k
     if n_c > 1:
-        if order in (3, 5) and not o_all:
-            spills = n_c - 1
-        elif order == 2 and not (o_x or o_all):
-            spills = n_c - 1
-        elif order == 4 and not (o_k or o_all):
+        if (order in (3, 5) and not o_all) or (order == 2 and not (o_x or o_all)) or (order == 4 and not (o_k or o_all)):
             spills = n_c - 1
     return weight_trips, input_trips, spills
 
@@ -349,9 +335,7 @@ def _dense(row, lane, serial, core_pj, resident, chip, price, xs, n_xs, cs, ks, 
                 # No mapping with these channel tiles is cheaper than this.
                 if dataflow == REDUCTION_COLUMNS:
                     compute = G * N * P * Q * k_units * c_units * serial
-                    low_cycles = max(
-                        compute + ceil_div(w_first, bandwidth), ceil_div(compulsory, bandwidth)
-                    ) + fill
+                    low_cycles = max(compute + ceil_div(w_first, bandwidth), ceil_div(compulsory, bandwidth)) + fill
                     low_energy = (
                         compute * core_pj
                         + low_cycles * price[7]
@@ -494,7 +478,7 @@ def _packed(row, lane, serial, core_pj, resident, chip, price, xs, n_xs, gs, bes
             while w == 1 or (expanded and w // 2 < Q and K * h * w <= cols):
                 reach_w = rows_touched(1 << 40, 0, S, row[_STRIDE_H + 1], row[_DILATION_H + 1], 0, w)
                 used_lanes = C * reach_h * reach_w if expanded else C
-                together = max(1, min(G, min(cols // (K * h * w), lanes // used_lanes)))
+                together = max(1, min(G, cols // (K * h * w), lanes // used_lanes))
                 passes = ceil_div(used_lanes, lanes) * (1 if expanded else taps)
                 accumulations = passes if dataflow == WEIGHT_STATIONARY else 1
                 out_width = wide if accumulations > 1 else ob
@@ -724,6 +708,9 @@ def price_layers(layers, lane_factor, serial_cycles, core_pj, resident, chip, pr
             _stream(row, resident[i], chip, price, out)
             floats[i, 0] = 0.0
             floats[i, 4] = 0.0
+        elif lane_factor[i] < 1:
+            out[_STATUS] = TOO_WIDE
+            continue
         else:
             K, C, G, taps = row[1], row[2], row[7], row[5] * row[6]
             n_xs = pixel_tiles(row, rows, cols, chip[7], xs)
@@ -736,7 +723,7 @@ def price_layers(layers, lane_factor, serial_cycles, core_pj, resident, chip, pr
                     _packed(row, lane, serial_cycles[i], core_pj[i], resident[i], chip, price, xs, n_xs, cs, best, out)
                     lane //= 2
             _dense(*args, cs, ks, best, out)
-            if G == 1 and 2 * K <= cols and chip[7] in (REDUCTION_COLUMNS, WEIGHT_STATIONARY):
+            if G == 1 and cols >= 2 * K and chip[7] in (REDUCTION_COLUMNS, WEIGHT_STATIONARY):
                 lane = lane_factor[i]
                 while lane >= 1:
                     _packed(row, lane, serial_cycles[i], core_pj[i], resident[i], chip, price, xs, n_xs, cs, best, out)

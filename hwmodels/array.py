@@ -1,0 +1,176 @@
+"""Between the chips as values and the mapping kernel: pricing workloads, and sweeping many chips at once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwmodels import mapper
+from hwmodels.cost import FLOAT, FLOAT_COLUMNS, INT, INT_COLUMNS, InfeasibleLayer, PackedCosts, UnsupportedLayer
+from hwmodels.workload import Layer, Workload
+
+_RESIDENT = {"input": mapper.INPUT_RESIDENT, "output": mapper.OUTPUT_RESIDENT}
+
+
+class Steps(NamedTuple):
+    """What one step of the array does at each layer's bitwidths; arrays of shape (n_layers,)."""
+
+    lane_factor: NDArray[np.int64]  #: products a unit does at once, a power of two; 0 where it cannot
+    serial_cycles: NDArray[np.int64]  #: cycles a step takes
+    core_pj: NDArray[np.float64]  #: energy of the array in one cycle
+
+
+class ArrayModel(Protocol):
+    """A chip that the mapping kernel prices."""
+
+    @property
+    def clock_hz(self) -> float: ...
+    @property
+    def kernel_chip(self) -> NDArray[np.int64]:
+        """Columns `mapper.CHIP_COLUMNS`."""
+        ...
+
+    @property
+    def kernel_price(self) -> NDArray[np.float64]:
+        """Columns `mapper.PRICE_COLUMNS`."""
+        ...
+
+    def steps(self, weight_bits: NDArray[np.int64], input_bits: NDArray[np.int64]) -> Steps:
+        """What a step does at these operand widths."""
+        ...
+
+    def refusal(self, layer: Layer) -> str:
+        """Why ``steps`` gives a lane factor of 0 for this layer."""
+        ...
+
+
+def run_kernel(
+    model: ArrayModel, rows: NDArray[np.int64], resident: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Price packed layers; results have the columns `INT_COLUMNS` and `FLOAT_COLUMNS`."""
+    ints = np.empty((len(rows), len(INT_COLUMNS)), dtype=np.int64)
+    floats = np.empty((len(rows), len(FLOAT_COLUMNS)), dtype=np.float64)
+    steps = model.steps(rows[:, mapper.WEIGHT_BITS], rows[:, mapper.INPUT_BITS])
+    mapper.price_layers(rows, *steps, resident, model.kernel_chip, model.kernel_price, ints, floats)
+    return ints, floats
+
+
+def price(model: ArrayModel, workload: Workload, resident: Sequence[Sequence[str]] | None = None) -> PackedCosts:
+    """Price every layer of a network, each distinct one once.
+
+    Parameters
+    ----------
+    model : ArrayModel
+    workload : Workload
+    resident : sequence of sequences of str, optional
+        For each layer the operands, of ``"input"`` and ``"output"``, that stay on the chip. Where such a layer has no
+        room for its other tiles, it and its neighbours give the hand-over up.
+
+    Raises
+    ------
+    UnsupportedLayer
+        For operands wider than the array takes.
+    InfeasibleLayer
+        Where not even the smallest tile of an operand fits its buffer.
+    """
+    rows, index = workload.packed
+    if resident is None:
+        ints, floats = run_kernel(model, rows, np.zeros(len(rows), dtype=np.int64))
+        bad = np.flatnonzero(ints[:, 0])
+        if bad.size:
+            _refuse(model, workload.layers[int(np.flatnonzero(index == bad[0])[0])], int(ints[bad[0], 0]))
+        return PackedCosts(ints, floats, index, model.clock_hz, mapper.describe)
+
+    flags = np.array([sum(_RESIDENT[name] for name in names) for names in resident], dtype=np.int64)
+    while True:
+        distinct, where = np.unique(np.stack([index, flags], axis=1), axis=0, return_inverse=True)
+        ints, floats = run_kernel(
+            model, np.ascontiguousarray(rows[distinct[:, 0]]), np.ascontiguousarray(distinct[:, 1])
+        )
+        where = where.reshape(-1)
+        bad_layers = np.flatnonzero(ints[where, 0])
+        if not bad_layers.size:
+            return PackedCosts(ints, floats, where, model.clock_hz, mapper.describe)
+        if not flags[bad_layers].any():
+            _refuse(model, workload.layers[bad_layers[0]], int(ints[where[bad_layers[0]], 0]))
+        flags[bad_layers] = 0
+        flags[np.maximum(bad_layers - 1, 0)] &= ~mapper.OUTPUT_RESIDENT
+        flags[np.minimum(bad_layers + 1, len(flags) - 1)] &= ~mapper.INPUT_RESIDENT
+
+
+def price_layer(model: ArrayModel, layer: Layer, resident: Sequence[str] = ()) -> PackedCosts:
+    """Price one layer, with exactly the given operands on the chip."""
+    rows, index = Workload(layer.name, (layer,)).packed
+    unknown = sorted(set(resident) - set(_RESIDENT))
+    if unknown:
+        raise ValueError(f"Layer {layer.name!r}: resident may name {', '.join(_RESIDENT)}, got {', '.join(unknown)}.")
+    flags = np.array([sum(_RESIDENT[name] for name in set(resident))], dtype=np.int64)
+    ints, floats = run_kernel(model, rows, flags)
+    if ints[0, 0]:
+        _refuse(model, layer, int(ints[0, 0]))
+    return PackedCosts(ints, floats, index, model.clock_hz, mapper.describe)
+
+
+def _refuse(model: ArrayModel, layer: Layer, status: int) -> None:
+    """Raise what keeps the array from running the layer."""
+    if status == mapper.TOO_WIDE:
+        raise UnsupportedLayer(f"Layer {layer.name!r}: {model.refusal(layer)}")
+    taps = layer.kernel_size[0] * layer.kernel_size[1]
+    name, needed_bits, column = {
+        mapper.NO_WEIGHT_TILE: ("weight", taps * layer.weight_bits, "weight_capacity_bits"),
+        mapper.NO_INPUT_TILE: ("input", taps * layer.input_bits, "input_capacity_bits"),
+        mapper.NO_OUTPUT_TILE: ("output", layer.output_bits, "output_capacity_bits"),
+    }[status]
+    there_bits = int(model.kernel_chip[mapper.CHIP_COLUMNS.index(column)])
+    raise InfeasibleLayer(
+        f"Layer {layer.name!r}: its smallest tile needs {needed_bits} bits in half of the {name} buffer, "
+        f"which holds {there_bits} bits; enlarge {name}_buffer_bytes."
+    )
+
+
+class Sweep(NamedTuple):
+    """One network on many chips; arrays of shape (n_chips,). Chips that cannot run it hold nan."""
+
+    latency_s: NDArray[np.float64]
+    energy_j: NDArray[np.float64]
+
+
+def sweep(workload: Workload, chips: Iterable[ArrayModel], workers: int | None = None) -> Sweep:
+    """Latency and energy of one network on many chips, in parallel on the cores there are.
+
+    Parameters
+    ----------
+    workload : Workload
+    chips : iterable of array models, such as `BitFusion` or `MacArray`
+    workers : int, optional
+        Threads; None takes one a core.
+
+    Returns
+    -------
+    Sweep
+        In the order of ``chips``.
+    """
+    models: list[Any] = list(chips)
+    rows, index = workload.packed
+    times = np.bincount(index, minlength=len(rows)).astype(np.float64)
+    none_resident = np.zeros(len(rows), dtype=np.int64)
+    cycles_at, energy_at = INT["cycles"], slice(FLOAT["compute_pj"], FLOAT["leakage_pj"] + 1)
+    result = Sweep(np.full(len(models), np.nan), np.full(len(models), np.nan))
+
+    def part(numbers: range) -> None:
+        for i in numbers:
+            ints, floats = run_kernel(models[i], rows, none_resident)
+            if not ints[:, 0].any():
+                result.latency_s[i] = times @ ints[:, cycles_at] / models[i].clock_hz
+                result.energy_j[i] = (times @ floats[:, energy_at]).sum() * 1e-12
+
+    threads = workers or os.cpu_count() or 1
+    chunk = max(1, min(64, len(models) // (4 * threads)))
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(part, [range(i, min(i + chunk, len(models))) for i in range(0, len(models), chunk)]))
+    return result
