@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,19 @@ Pair = tuple[int, int]
 
 class NetworkError(ValueError):
     """A network that cannot be turned into a workload."""
+
+
+def unknown_operators_text(network: str, places: Mapping[str, Sequence[str]]) -> str:
+    """One message for all the operators that a front end does not know, each with where it is used."""
+    listed = []
+    for operator, where in sorted(places.items()):
+        first = list(dict.fromkeys(f"'{place}'" for place in where if place))
+        inside = f" (in {', '.join(first[:3])}{' ...' if len(first) > 3 else ''})" if first else ""
+        listed.append(f"{operator}{inside}")
+    return (
+        f"{network} has {len(listed)} operator{'s' if len(listed) > 1 else ''} without a cost: {'; '.join(listed)}. "
+        "They must be left out to go on: ignore_unknown=True, or --ignore-unknown."
+    )
 
 
 @dataclass(frozen=True)
