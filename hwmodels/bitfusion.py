@@ -236,6 +236,16 @@ class BitFusion:
         return array.price(self, workload, resident)
 
     @cached_property
+    def reference_arrays(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """The chip and its unit energies as the reference kernel takes them."""
+        shape = (
+            self.rows, self.cols, self.max_bits, self.min_bits, 4 * self.weight_buffer_bytes,
+            4 * self.input_buffer_bytes, 4 * self.output_buffer_bytes, self.dram_bits_per_cycle,
+            self.mapping == "im2col",
+        )  # fmt: skip
+        return np.array(shape, dtype=np.int64), np.array(dataclasses.astuple(self.unit_energies)[:8])
+
+    @cached_property
     def kernel_chip(self) -> NDArray[np.int64]:
         """The chip as the mapping kernel takes it; a tile may fill half of a buffer."""
         flavours = {"channel": 1, "im2col": 2, "auto": 3}[self.mapping]
