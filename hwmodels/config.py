@@ -65,10 +65,10 @@ def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
     >>> parse_settings(["rows=32", "energies.dram_pj_per_bit=4.0"])
     {'rows': 32, 'energies.dram_pj_per_bit': 4.0}
     """
-    import yaml
-
     pairs: dict[str, Any] = {}
     for text in settings:
+        import yaml  # an empty list, the usual one, need not wait for it
+
         name, equals, value = text.partition("=")
         if not (name.strip() and equals and value.strip()):
             raise ValueError(f"Setting {text!r}: it must have the form field=value, such as rows=32.")

@@ -1,0 +1,70 @@
+"""What commands print and write, and the check that they can, which comes before long work."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+PLOT_SUFFIXES = (".png", ".pdf", ".svg")
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's message on one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def print_error(error: BaseException) -> None:
+    """Say on stderr, in one line, what was wrong."""
+    print(f"codesign: error: {one_line(error)}", file=sys.stderr, flush=True)
+
+
+def progress(items: Iterable[T], unit: str) -> Iterable[T]:
+    """The items, with a progress bar on stderr where that is a terminal and there are several."""
+    items = list(items)
+    if len(items) < 2 or not sys.stderr.isatty():
+        return items
+    from tqdm import tqdm
+
+    return tqdm(items, unit=f" {unit}", leave=False)
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
+    """Aligned columns under a rule; the first ``left`` columns are flush left."""
+    lines = [header, *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = [
+        "  ".join(cell.ljust(widths[i]) if i < left else cell.rjust(widths[i]) for i, cell in enumerate(line)).rstrip()
+        for line in lines
+    ]
+    return "\n".join([text[0], "-" * (sum(widths) + 2 * (len(widths) - 1)), *text[1:]])
+
+
+def check(path: str | None, suffixes: Iterable[str] = ()) -> None:
+    """Refuse an output that cannot be written, before the work whose result it would hold.
+
+    Raises
+    ------
+    ValueError
+        For a suffix that is not offered, a missing or unwritable folder, or a path that is a folder.
+    """
+    if path is None:
+        return
+    file, known = Path(path), tuple(suffixes)
+    if known and file.suffix.lower() not in known:
+        raise ValueError(f"Output {path!r}: its name must end in {', '.join(known)}, got {file.suffix!r}; rename it.")
+    if file.is_dir():
+        raise ValueError(f"Output {path!r}: it must be a file, got a folder; add a file name.")
+    if not file.parent.is_dir():
+        raise ValueError(f"Output {path!r}: its folder must exist, got {str(file.parent)!r}; make it first.")
+    if not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise ValueError(f"Output {path!r}: it must be writable, but permission is denied; choose another place.")
+
+
+def save(axes: Any, path: str) -> None:
+    """Write the figure that the axes belong to."""
+    axes.figure.savefig(path, dpi=150, bbox_inches="tight")

@@ -1,0 +1,176 @@
+import csv
+import json
+
+import numpy as np
+import pytest
+import yaml
+
+from codesign.cli import main, parser
+from codesign.commands import COMMANDS
+from hwmodels import HARDWARE, BitFusion, Layer, Workload, estimate, networks
+
+NAMES = [command.__name__.rpartition(".")[2] for command in COMMANDS]
+
+
+@pytest.fixture
+def codesign(capsys, tmp_path, monkeypatch):
+    """Runs one command in an empty folder; returns its exit code, output and error output."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(line):
+        try:
+            code = main(line.split())
+        except SystemExit as stop:  # argparse
+            code = stop.code
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def refused(codesign):
+    """Runs one command that must be refused in one line; returns the line."""
+
+    def run(line):
+        code, _, err = codesign(line)
+        assert code == 2
+        error = err.splitlines()
+        assert "Traceback" not in err
+        assert sum("error:" in text for text in error) == 1
+        return error[-1]
+
+    return run
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_command_has_help_with_an_example_and_json(name, codesign):
+    code, out, _ = codesign(f"{name} --help")
+    assert code == 0
+    assert f"codesign {name}" in out.partition("examples:")[2]
+    assert "--json" in out
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_examples_of_help_are_lines_that_the_parser_takes(name, codesign):
+    examples = codesign(f"{name} --help")[1].partition("examples:\n")[2].splitlines()
+    assert examples
+    for line in examples:
+        parser().parse_args(line.partition(">")[0].split()[1:])
+
+
+def test_the_command_line_without_a_command_is_bad_input(codesign):
+    assert codesign("")[0] == 2
+
+
+# ------------------------------------------------------------------------------------------------------- estimate
+
+
+def test_estimate_prints_the_report_of_the_simulator(codesign):
+    code, out, _ = codesign("estimate resnet20 --bits w4a8")
+    assert code == 0
+    assert str(estimate(networks.resnet20().with_bits(4, 8), BitFusion())) in out
+
+
+def test_tables_fit_a_terminal_of_80_columns(codesign):
+    for line in ("estimate resnet50 --bits 4", "hardware list", "table resnet20 --bits 2-8 --out t.npz"):
+        assert max(map(len, codesign(line)[1].splitlines())) <= 80
+
+
+def test_estimate_as_json_has_totals_and_layers(codesign):
+    report = estimate(networks.resnet20().with_bits(2, 4), BitFusion(objective="energy"))
+    document = json.loads(codesign("estimate resnet20 --bits w2a4 --objective energy --json")[1])
+    assert document["totals"]["energy_j"] == report.energy_j
+    assert {"frames_per_s", "power_w", "tops_per_w", "peak_buffer_bytes", "area_mm2"} <= set(document["totals"])
+    assert [row["cycles"] for row in document["layers"]] == [cost.cycles for cost in report.layers]
+
+
+def test_estimate_takes_batch_shape_chip_settings_and_hand_over(codesign):
+    line = "estimate resnet20 --batch 2 --input-shape 1,3,64,64 --hardware bitfusion-s --set rows=8 --resident --json"
+    chip = BitFusion(
+        rows=8, weight_buffer_bytes=2**17, input_buffer_bytes=2**17, output_buffer_bytes=2**17, dram_bits_per_cycle=4096
+    )
+    report = estimate(networks.resnet20(batch=2, input_size=64), chip, resident=True)
+    assert json.loads(codesign(line)[1])["totals"]["latency_s"] == report.latency_s
+
+
+def test_estimate_reads_a_chip_from_a_file(codesign, tmp_path):
+    codesign_show = codesign("hardware show bitfusion-8x8")[1]
+    (tmp_path / "my_chip.yaml").write_text(codesign_show)
+    from_file = json.loads(codesign("estimate resnet20 --hardware my_chip.yaml --json")[1])
+    assert from_file["totals"] == json.loads(codesign("estimate resnet20 --hardware bitfusion-8x8 --json")[1])["totals"]
+
+
+@pytest.mark.parametrize("entry", [{"weight": 4, "input": 8}, [4, 8], "w4a8"])
+@pytest.mark.parametrize("suffix", ["yaml", "json"])
+def test_estimate_reads_bits_from_a_file(entry, suffix, codesign, tmp_path):
+    table = {layer.name: entry for layer in networks.resnet20().mac_layers}
+    table["fc"] = 8
+    (tmp_path / f"bits.{suffix}").write_text(yaml.safe_dump(table) if suffix == "yaml" else json.dumps(table))
+    widths = [4] * (len(table) - 1) + [8]
+    report = estimate(networks.resnet20().with_bits(widths, 8), BitFusion())
+    document = json.loads(codesign(f"estimate resnet20 --bits bits.{suffix} --json")[1])
+    assert document["totals"]["energy_j"] == report.energy_j
+
+
+def test_estimate_calls_a_factory_of_the_working_folder(codesign, tmp_path):
+    (tmp_path / "made_here.py").write_text(
+        "from hwmodels import Layer, Workload\n"
+        "def net():\n    return Workload.sequential('mine', [Layer.linear('fc', 64, 10)])\n"
+    )
+    report = estimate(Workload.sequential("mine", [Layer.linear("fc", 64, 10)]), BitFusion())
+    assert json.loads(codesign("estimate made_here:net --json")[1])["totals"]["latency_s"] == report.latency_s
+
+
+def test_estimate_writes_csv_with_a_line_a_layer_of_each_network(codesign, tmp_path):
+    assert codesign("estimate resnet20 vgg16 --csv costs.csv")[0] == 0
+    rows = list(csv.DictReader((tmp_path / "costs.csv").open()))
+    assert [row["layer"] for row in rows if row["network"] == "vgg16"] == [x.name for x in networks.vgg16().layers]
+    assert {row["network"] for row in rows} == {"resnet20", "vgg16"}
+
+
+def test_one_bad_network_never_loses_the_results_of_the_others(codesign):
+    code, out, err = codesign("estimate resnet20 missing.csv vgg16 --json --csv costs.csv")
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert code == 2
+    assert [line.get("network", line.get("totals", {}).get("network")) for line in lines] == [
+        "resnet20", "missing.csv", "vgg16",
+    ]  # fmt: skip
+    assert "missing.csv" in lines[1]["error"]
+    assert lines[2]["totals"]["latency_s"] == estimate(networks.vgg16(), BitFusion()).latency_s
+    assert "missing.csv" in err
+
+
+# ---------------------------------------------------------------------------------------------- table and hardware
+
+
+@pytest.mark.parametrize("suffix", ["npz", "json", "csv"])
+def test_a_table_is_written_with_its_axes_named(suffix, codesign, tmp_path):
+    assert codesign(f"table resnet20 --bits 2,4 --out t.{suffix}")[0] == 0
+    path = tmp_path / f"t.{suffix}"
+    names = [layer.name for layer in networks.resnet20().layers]
+    if suffix == "csv":
+        rows = list(csv.DictReader(path.open()))
+        assert len(rows) == len(names) * 2 * 2
+        total_s = sum(float(r["latency_s"]) for r in rows if (r["weight_bits"], r["input_bits"]) == ("2", "4"))
+    else:
+        held = np.load(path) if suffix == "npz" else json.loads(path.read_text())
+        assert list(held["axes"]) == ["layer", "weight_bits", "input_bits"]
+        assert list(held["layer"]) == names
+        total_s = np.array(held["latency_s"])[:, 0, 1].sum()
+    assert total_s == pytest.approx(estimate(networks.resnet20().with_bits(2, 4), BitFusion()).latency_s)
+
+
+def test_a_table_can_be_printed_as_json(codesign):
+    held = json.loads(codesign("table resnet20 --bits 8 --json")[1])
+    assert np.shape(held["energy_pj"]) == (len(networks.resnet20().layers), 1, 1)
+
+
+def test_hardware_lists_every_preset(codesign):
+    out = codesign("hardware list")[1]
+    assert all(name in out for name in HARDWARE)
+    assert [record["name"] for record in json.loads(codesign("hardware list --json")[1])] == list(HARDWARE)
+
+
+def test_hardware_shows_a_chip_as_json(codesign):
+    held = json.loads(codesign("hardware show bitfusion --json")[1])
+    assert (held["type"], held["rows"]) == ("BitFusion", BitFusion().rows)

@@ -1,0 +1,74 @@
+"""Which package may import what, and what start-up loads."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import hwmodels
+
+ROOT = Path(hwmodels.__file__).parents[1]
+HEAVY = ("torch", "torchvision", "onnx", "matplotlib", "pydantic", "sklearn", "pandas")
+
+
+def imported_names(path, top_level_only=False):
+    """Names of the modules that a file imports, those for type checkers alone left out."""
+    names = set()
+
+    def visit(node):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            return
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            names.add(node.module)
+        elif top_level_only and isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            return
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(path.read_text(encoding="utf-8")))
+    return {name.partition(".")[0] for name in names}
+
+
+def files_that_import(package, module):
+    return {path.name for path in (ROOT / package).rglob("*.py") if module in imported_names(path)}
+
+
+def test_hwmodels_never_imports_codesign():
+    assert files_that_import("hwmodels", "codesign") == set()
+
+
+def test_only_the_torch_front_end_of_hwmodels_imports_torch():
+    assert files_that_import("hwmodels", "torch") == {"from_torch.py"}
+    assert files_that_import("hwmodels", "torchvision") == set()
+
+
+def test_only_the_onnx_front_end_of_hwmodels_imports_onnx():
+    assert files_that_import("hwmodels", "onnx") == {"from_onnx.py"}
+
+
+def test_at_its_top_level_hwmodels_needs_numpy_numba_and_scipy_alone():
+    standard = sys.stdlib_module_names | {"__future__"}
+    for path in (ROOT / "hwmodels").rglob("*.py"):
+        if path.name not in ("from_torch.py", "from_onnx.py"):
+            others = imported_names(path, top_level_only=True) - standard
+            assert others <= {"numpy", "numba", "scipy", "hwmodels"}, path
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import hwmodels",
+        "import codesign",
+        "from codesign.cli import main; assert main(['estimate', 'resnet20', '--bits', 'w4a8']) == 0",
+        "from codesign.cli import main; assert main(['hardware', 'list']) == 0",
+    ],
+)
+def test_start_up_loads_neither_torch_nor_other_heavy_packages(code):
+    script = f"{code}\nimport sys\nprint(sorted(set(sys.modules) & set({HEAVY!r})))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
