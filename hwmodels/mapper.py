@@ -174,12 +174,27 @@ def power_tiles(size, unit, out):
 
 
 @njit(cache=True, nogil=True)
-def pixel_tiles(row, rows, cols, dataflow, table):
+def axis_tiles(size, pad, kernel, stride, dilation, out, table):
+    """`axis_rows` for the tile sizes 1, 2, 4, ... below ``out``, and last for ``out``; returns that last number."""
+    count = 0
+    tile = 1
+    while tile < out:
+        table[count, 0], table[count, 1], table[count, 2] = axis_rows(size, pad, kernel, stride, dilation, out, tile)
+        count += 1
+        tile *= 2
+    table[count, 0], table[count, 1], table[count, 2] = axis_rows(size, pad, kernel, stride, dilation, out, out)
+    return count
+
+
+@njit(cache=True, nogil=True)
+def pixel_tiles(row, rows, cols, dataflow, axes, table):
     """Candidate pixel tiles, largest first: whole images, strips of whole rows, squares, parts of a row.
 
     Parameters
     ----------
     row : ndarray, a row of `PACKED_COLUMNS`
+    axes : ndarray of int64, shape (2, 64, 3)
+        Scratch.
     table : ndarray of int64, shape (_MAX_TILES, 10)
         Filled with size along batch, rows and columns; trips; input elements of one channel over all tiles, in the
         largest and in the first tile; output pixels of the largest and the last tile; `_pixel_units`.
@@ -190,40 +205,42 @@ def pixel_tiles(row, rows, cols, dataflow, table):
         Number of candidates.
     """
     N, P, Q, R, S = row[0], row[3], row[4], row[5], row[6]
+    all_p = axis_tiles(row[_H], row[_PAD_TOP], R, row[_STRIDE_H], row[_DILATION_H], P, axes[0])
+    all_q = axis_tiles(row[_H + 1], row[_PAD_TOP + 2], S, row[_STRIDE_H + 1], row[_DILATION_H + 1], Q, axes[1])
     count = 0
     for shape in range(4):
-        size = 1
         limit = N if shape == 0 else (P if shape == 1 else (max(P, Q) if shape == 2 else Q))
-        while size < limit:
-            size *= 2
-        while size >= 1:
-            n, p, q = 1, 1, 1
+        exponent = 0
+        while 1 << exponent < limit:
+            exponent += 1
+        while exponent >= 0:
+            size = 1 << exponent
             if shape == 0:
-                n, p, q = min(size, N), P, Q
+                n, p, q, at_p, at_q = min(size, N), P, Q, all_p, all_q
                 keep = True
             elif shape == 1:
-                p, q = size, Q
+                n, p, q, at_p, at_q = 1, size, Q, exponent, all_q
                 keep = size < P
             elif shape == 2:
-                p, q = min(size, P), min(size, Q)
+                n, p, q, at_p, at_q = 1, min(size, P), min(size, Q), min(exponent, all_p), min(exponent, all_q)
                 keep = p > 1 and q < Q
             else:
-                q = size
-                keep = size < Q and (P > 1 or Q > 1)
+                n, p, q, at_p, at_q = 1, 1, size, 0, exponent
+                keep = size < Q
             if keep and count < _MAX_TILES:
+                in_p, in_q = axes[0, at_p], axes[1, at_q]
                 t = table[count]
                 t[_TN], t[_TP], t[_TQ] = n, p, q
-                t[_TRIPS] = ceil_div(N, n) * ceil_div(P, p) * ceil_div(Q, q)
+                trips_n, trips_p, trips_q = ceil_div(N, n), ceil_div(P, p), ceil_div(Q, q)
+                t[_TRIPS] = trips_n * trips_p * trips_q
                 t[_PIXELS] = n * p * q
-                t[_PIXELS_LAST] = last_tile(N, n) * last_tile(P, p) * last_tile(Q, q)
-                in_p = axis_rows(row[_H], row[_PAD_TOP], R, row[_STRIDE_H], row[_DILATION_H], P, p)
-                in_q = axis_rows(row[_H + 1], row[_PAD_TOP + 2], S, row[_STRIDE_H + 1], row[_DILATION_H + 1], Q, q)
+                t[_PIXELS_LAST] = (N - (trips_n - 1) * n) * (P - (trips_p - 1) * p) * (Q - (trips_q - 1) * q)
                 t[_IN_TOTAL] = N * in_p[0] * in_q[0]
                 t[_IN_LARGEST] = n * in_p[1] * in_q[1]
                 t[_IN_FIRST] = n * in_p[2] * in_q[2]
                 t[_UNITS] = _pixel_units(dataflow, rows, cols, N, P, Q, n, p, q)
                 count += 1
-            size //= 2
+            exponent -= 1
     return count
 
 
@@ -248,6 +265,56 @@ def total_cycles(first, last, dram_bits, compute, bandwidth, fill_cycles):
 
 
 @njit(cache=True, nogil=True)
+def _offer(
+    chip,
+    price,
+    core_pj,
+    compute,
+    w_read,
+    w_write,
+    i_read,
+    i_write,
+    o_port,
+    dram_read,
+    dram_write,
+    first,
+    last,
+    best,
+    ints,
+):
+    """Price one mapping from its counts; if it is the best so far, note it in ``best`` and ``ints``.
+
+    ``o_port`` are the bits written to the output buffer, which are as many as are read from it.
+    """
+    objective, bandwidth, dram = chip[9], chip[5], dram_read + dram_write
+    fixed_pj = (
+        compute * core_pj
+        + w_read * price[0]
+        + w_write * price[1]
+        + i_read * price[2]
+        + i_write * price[3]
+        + o_port * price[4]
+        + o_port * price[5]
+        + dram * price[6]
+    )
+    # Rounding up only adds cycles: a bound that spares most candidates the integer divisions.
+    low_cycles = (max(compute * float(bandwidth) + first + last, float(dram)) / bandwidth + chip[10]) * (1 - 1e-12)
+    if not better(objective, low_cycles, (fixed_pj + low_cycles * price[7]) * (1 - 1e-12), best[0], best[1]):
+        return False
+    cycles = total_cycles(first, last, dram, compute, bandwidth, chip[10])
+    energy = fixed_pj + cycles * price[7]
+    if not better(objective, cycles, energy, best[0], best[1]):
+        return False
+    best[0], best[1] = cycles, energy
+    ints[_STATUS], ints[_CYCLES], ints[_COMPUTE] = OK, cycles, compute
+    ints[_TRAFFIC0], ints[_TRAFFIC0 + 1] = w_read, w_write
+    ints[_TRAFFIC0 + 2], ints[_TRAFFIC0 + 3] = i_read, i_write
+    ints[_TRAFFIC0 + 4], ints[_TRAFFIC0 + 5] = o_port, o_port
+    ints[_TRAFFIC0 + 6], ints[_TRAFFIC0 + 7] = dram_read, dram_write
+    return True
+
+
+@njit(cache=True, nogil=True)
 def order_reuse(order, n_x, n_k, n_c, w_all, w_k, w_c, i_all, i_x, i_c, o_all, o_x, o_k):
     """How often each operand crosses the DRAM interface under a tile order.
 
@@ -266,9 +333,8 @@ def order_reuse(order, n_x, n_k, n_c, w_all, w_k, w_c, i_all, i_x, i_c, o_all, o
         weight_trips = n_x
     if (order in (1, 4) and not i_all) or (order == 0 and not (i_x or i_all)) or (order == 5 and not (i_c or i_all)):
         input_trips = n_k
-    if n_c > 1:
-        if (order in (3, 5) and not o_all) or (order == 2 and not (o_x or o_all)) or (order == 4 and not (o_k or o_all)):
-            spills = n_c - 1
+    if (order in (3, 5) and not o_all) or (order == 2 and not (o_x or o_all)) or (order == 4 and not (o_k or o_all)):
+        spills = n_c - 1
     return weight_trips, input_trips, spills
 
 
@@ -288,9 +354,13 @@ def _dense(row, lane, serial, core_pj, resident, chip, price, xs, n_xs, cs, ks, 
     compulsory = G * weights * wb
     if not out_resident:
         compulsory += N * G * K * P * Q * ob
-    least_input = xs[0, _IN_TOTAL]
     if not in_resident:
-        compulsory += G * C * least_input * stored
+        compulsory += G * C * xs[0, _IN_TOTAL] * stored
+    outputs = N * G * K * P * Q
+    finished = outputs * ob
+    least_units = xs[0, _UNITS]
+    for xi in range(n_xs):
+        least_units = min(least_units, xs[xi, _UNITS])
     n_ks = power_tiles(K, cols, ks)
 
     for flavour in range(2):
@@ -331,23 +401,24 @@ def _dense(row, lane, serial, core_pj, resident, chip, price, xs, n_xs, cs, ks, 
                 k_units = sum_max(K, k, 1, rows) if dataflow == INPUT_STATIONARY else sum_ceil(K, k, cols)
                 column_passes = sum_ceil(K, k, cols)
                 w_first = k * c * taps * wb
+                i_reads = N * G * P * Q * C * taps * ib * (n_k if dataflow == INPUT_STATIONARY else column_passes)
 
                 # No mapping with these channel tiles is cheaper than this.
-                if dataflow == REDUCTION_COLUMNS:
-                    compute = G * N * P * Q * k_units * c_units * serial
-                    low_cycles = max(compute + ceil_div(w_first, bandwidth), ceil_div(compulsory, bandwidth)) + fill
-                    low_energy = (
-                        compute * core_pj
-                        + low_cycles * price[7]
-                        + compulsory * price[6]
-                        + macs * wb * price[0]
-                        + G * weights * wb * price[1]
-                        + G * N * P * Q * C * taps * ib * column_passes * price[2]
-                        + N * G * K * P * Q * (accumulations - 1) * wide * (price[4] + price[5])
-                        + N * G * K * P * Q * ob * (price[4] + price[5])
-                    ) * (1 - 1e-12)
-                    if not better(objective, low_cycles, low_energy, best[0], best[1]):
-                        continue
+                compute = G * least_units * k_units * c_units * serial
+                low_cycles = (max(compute * float(bandwidth) + w_first, float(compulsory)) / bandwidth + fill) * (
+                    1 - 1e-12
+                )
+                low_energy = (
+                    compute * core_pj
+                    + low_cycles * price[7]
+                    + compulsory * price[6]
+                    + (macs * wb * price[0] if dataflow == REDUCTION_COLUMNS else 0.0)
+                    + G * weights * wb * price[1]
+                    + i_reads * price[2]
+                    + (outputs * (accumulations - 1) * wide + finished) * (price[4] + price[5])
+                ) * (1 - 1e-12)
+                if not better(objective, low_cycles, low_energy, best[0], best[1]):
+                    continue
 
                 w_all = weights * wb <= w_cap
                 w_k = k * C * taps * wb <= w_cap
@@ -385,13 +456,8 @@ def _dense(row, lane, serial, core_pj, resident, chip, price, xs, n_xs, cs, ks, 
                             w_reads = G * repeats * n_x * weights * wb
                         else:
                             w_reads = G * repeats * x_units * weights * wb
-                        if dataflow == INPUT_STATIONARY:
-                            i_reads = G * repeats * pixels * C * taps * n_k * ib
-                        else:
-                            i_reads = G * repeats * pixels * C * taps * column_passes * ib
                         first = w_first + (0 if in_resident else c * t[_IN_FIRST] * stored)
                         last = 0 if out_resident else k_last * t[_PIXELS_LAST] * ob
-                        outputs = N * G * K * P * Q
                         for order in range(2 if n_c == 1 else 6):
                             w_trips, i_trips, spills = order_reuse(
                                 order, n_x, n_k, n_c, w_all, w_k, w_c, i_all, i_x, i_c, o_all, o_x, o_k
@@ -400,43 +466,74 @@ def _dense(row, lane, serial, core_pj, resident, chip, price, xs, n_xs, cs, ks, 
                             i_fill = 0 if free_input else G * repeats * C * in_fill * ib * i_trips
                             i_raw = G * repeats * C * in_total * i_trips
                             gathered = i_raw * ib if in_resident and expanded else 0
-                            dram_read = w_fill + (0 if in_resident else i_raw * stored) + outputs * spills * wide
-                            dram_write = outputs * spills * wide + (0 if out_resident else outputs * ob)
-                            partial = outputs * (accumulations - 1 + spills) * wide
-                            finished = outputs * ob
-                            handed_over = finished if out_resident else 0
-                            cycles = total_cycles(first, last, dram_read + dram_write, compute, bandwidth, fill)
-                            energy = (
-                                compute * core_pj
-                                + w_reads * price[0]
-                                + w_fill * price[1]
-                                + (i_reads + gathered) * price[2]
-                                + (i_fill + handed_over) * price[3]
-                                + (partial + finished) * price[4]
-                                + (partial + finished) * price[5]
-                                + (dram_read + dram_write) * price[6]
-                                + cycles * price[7]
-                            )
-                            if not better(objective, cycles, energy, best[0], best[1]):
-                                continue
-                            best[0], best[1] = cycles, energy
-                            ints[_STATUS] = OK
-                            ints[_CYCLES], ints[_COMPUTE] = cycles, compute
-                            a = _TRAFFIC0
-                            ints[a], ints[a + 1] = w_reads, w_fill
-                            ints[a + 2], ints[a + 3] = i_reads + gathered, i_fill + handed_over
-                            ints[a + 4], ints[a + 5] = partial + finished, partial + finished
-                            ints[a + 6], ints[a + 7] = dram_read, dram_write
-                            ints[_MAPPING], ints[_ORDER], ints[_LANE] = flavour, order, lane
-                            ints[_BATCH_OUT] = batch_outermost
-                            a = _TILE0
-                            ints[a], ints[a + 1], ints[a + 2], ints[a + 3] = 1, t[_TN], k, c
-                            ints[a + 4], ints[a + 5] = t[_TP], t[_TQ]
-                            ints[_PAR0], ints[_PAR0 + 1], ints[_PAR0 + 2] = 1, 1, 1
+                            spilled = outputs * spills * wide
+                            if _offer(
+                                chip, price, core_pj, compute,
+                                w_reads, w_fill, i_reads + gathered, i_fill + (finished if out_resident else 0),
+                                outputs * (accumulations - 1 + spills) * wide + finished,
+                                w_fill + (0 if in_resident else i_raw * stored) + spilled,
+                                spilled + (0 if out_resident else finished),
+                                first, last, best, ints,
+                            ):  # fmt: skip
+                                ints[_MAPPING], ints[_ORDER], ints[_LANE] = flavour, order, lane
+                                ints[_BATCH_OUT] = batch_outermost
+                                a = _TILE0
+                                ints[a], ints[a + 1], ints[a + 2], ints[a + 3] = 1, t[_TN], k, c
+                                ints[a + 4], ints[a + 5] = t[_TP], t[_TQ]
+                                ints[_PAR0], ints[_PAR0 + 1], ints[_PAR0 + 2] = 1, 1, 1
 
 
 @njit(cache=True, nogil=True)
-def _packed(row, lane, serial, core_pj, resident, chip, price, xs, n_xs, gs, best, ints):
+def _packings(row, lane, serial, chip, table):
+    """Ways to share the array between groups and output pixels, the fastest first.
+
+    Parameters
+    ----------
+    table : ndarray of int64, shape (_MAX_TILES, 8)
+        Filled with least cycles, flavour, lane factor, pixel rows and columns, groups at once, array passes of a step,
+        and input positions under the patch.
+
+    Returns
+    -------
+    int
+        Number of packings.
+    """
+    N, K, C, P, Q, R, S, G = row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7]
+    cols, flavours = chip[1], chip[8]
+    count = 0
+    while lane >= 1:
+        lanes = chip[0] * lane
+        for flavour in range(2):
+            if (flavours >> flavour) & 1 == 0 or (flavour == CHANNEL and G == 1):
+                continue
+            h = 1
+            while h == 1 or (flavour == IM2COL and h // 2 < P and K * h <= cols):
+                reach_h = rows_touched(1 << 40, 0, R, row[_STRIDE_H], row[_DILATION_H], 0, h)
+                w = 1
+                while w == 1 or (flavour == IM2COL and w // 2 < Q and K * h * w <= cols):
+                    if (G > 1 or h * w > 1) and count < _MAX_TILES:
+                        reach = reach_h * rows_touched(1 << 40, 0, S, row[_STRIDE_H + 1], row[_DILATION_H + 1], 0, w)
+                        used_lanes = C * reach if flavour == IM2COL else C
+                        together = max(1, min(G, cols // (K * h * w), lanes // used_lanes))
+                        passes = ceil_div(used_lanes, lanes) * (1 if flavour == IM2COL else R * S) * ceil_div(K, cols)
+                        steps = ceil_div(G, together) * N * ceil_div(P, h) * ceil_div(Q, w)
+                        least = steps * passes * serial
+                        at = count
+                        while at > 0 and table[at - 1, 0] > least:
+                            table[at] = table[at - 1]
+                            at -= 1
+                        t = table[at]
+                        t[0], t[1], t[2], t[3], t[4] = least, flavour, lane, h, w
+                        t[5], t[6], t[7] = together, passes, reach
+                        count += 1
+                    w *= 2
+                h *= 2
+        lane //= 2
+    return count
+
+
+@njit(cache=True, nogil=True)
+def _packed(row, lane, serial, core_pj, resident, chip, price, xs, n_xs, gs, packings, best, ints):
     """Search the mappings that pack groups or output pixels on the array; improves ``best`` and ``ints``.
 
     Column blocks belong to different groups or neighbouring pixels; weights off the blocks are zero and their units
@@ -445,25 +542,42 @@ def _packed(row, lane, serial, core_pj, resident, chip, price, xs, n_xs, gs, bes
     N, K, C, P, Q, R, S, G = row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7]
     wb, ib, ob, stored = row[_WB], row[_IB], row[_OB], row[_SB]
     rows, cols, bandwidth, wide = chip[0], chip[1], chip[5], chip[6]
-    dataflow, flavours, objective, fill = chip[7], chip[8], chip[9], chip[10]
+    dataflow, objective, fill = chip[7], chip[9], chip[10]
     w_cap, o_cap = chip[2], chip[4]
     in_resident, out_resident = resident & INPUT_RESIDENT != 0, resident & OUTPUT_RESIDENT != 0
     taps = R * S
-    lanes = rows * lane
     weights = K * C * taps
     macs = N * G * weights * P * Q
     outputs = N * G * K * P * Q
+    finished = outputs * ob
     column_passes = ceil_div(K, cols)
-    least_dram = G * weights * wb + (0 if out_resident else outputs * ob)
-    if not in_resident:
-        least_dram += G * C * xs[0, _IN_TOTAL] * stored
+    dram_write = 0 if out_resident else finished
+    least_dram = G * weights * wb + dram_write + (0 if in_resident else G * C * xs[0, _IN_TOTAL] * stored)
 
-    for flavour in range(2):
+    for i in range(_packings(row, lane, serial, chip, packings)):
+        least, flavour, packed_lane, h, w = (
+            packings[i, 0],
+            packings[i, 1],
+            packings[i, 2],
+            packings[i, 3],
+            packings[i, 4],
+        )
+        together, passes, reach = packings[i, 5], packings[i, 6], packings[i, 7]
         expanded = flavour == IM2COL
-        if expanded:
-            if flavours & ALLOW_IM2COL == 0:
-                continue
-        elif flavours & ALLOW_CHANNEL == 0 or G == 1:
+        accumulations = passes // column_passes if dataflow == WEIGHT_STATIONARY else 1
+        out_width = wide if accumulations > 1 else ob
+        o_port = outputs * (accumulations - 1) * wide + finished
+        w_fill = G * weights * h * w * wb
+        low_cycles = (max(float(least), least_dram / bandwidth) + fill) * (1 - 1e-12)
+        low_energy = (
+            least * core_pj
+            + low_cycles * price[7]
+            + least_dram * price[6]
+            + macs * wb * price[0]
+            + w_fill * price[1]
+            + o_port * (price[4] + price[5])
+        ) * (1 - 1e-12)
+        if not better(objective, low_cycles, low_energy, best[0], best[1]):
             continue
         i_cap = chip[3]
         if out_resident:
@@ -471,105 +585,46 @@ def _packed(row, lane, serial, core_pj, resident, chip, price, xs, n_xs, gs, bes
         if in_resident and expanded:
             i_cap = 0 if out_resident else i_cap // 2
         free_input = in_resident and not expanded
-        h = 1
-        while h == 1 or (expanded and h // 2 < P and K * h <= cols):
-            reach_h = rows_touched(1 << 40, 0, R, row[_STRIDE_H], row[_DILATION_H], 0, h)
-            w = 1
-            while w == 1 or (expanded and w // 2 < Q and K * h * w <= cols):
-                reach_w = rows_touched(1 << 40, 0, S, row[_STRIDE_H + 1], row[_DILATION_H + 1], 0, w)
-                used_lanes = C * reach_h * reach_w if expanded else C
-                together = max(1, min(G, cols // (K * h * w), lanes // used_lanes))
-                passes = ceil_div(used_lanes, lanes) * (1 if expanded else taps)
-                accumulations = passes if dataflow == WEIGHT_STATIONARY else 1
-                out_width = wide if accumulations > 1 else ob
-                partial = outputs * (accumulations - 1) * wide
-                finished = outputs * ob
-                handed_over = finished if out_resident else 0
-                least_steps = N * ceil_div(P, h) * ceil_div(Q, w)
-                least = ceil_div(G, together) * least_steps * passes * column_passes * serial
-                low_cycles = max(least, ceil_div(least_dram, bandwidth)) + fill
-                low_energy = (
-                    least * core_pj
-                    + low_cycles * price[7]
-                    + least_dram * price[6]
-                    + macs * wb * price[0]
-                    + G * weights * wb * price[1]
-                    + finished * (price[4] + price[5])
-                ) * (1 - 1e-12)
-                if (G > 1 or h * w > 1) and better(objective, low_cycles, low_energy, best[0], best[1]):
-                    n_gs = power_tiles(G, together, gs)
-                    for gi in range(n_gs):
-                        g = gs[gi]
-                        if g < together and g > 1:
-                            continue
-                        if g * weights * h * w * wb > w_cap:
-                            continue
-                        group_units = sum_ceil(G, g, together)
-                        g_last = last_tile(G, g)
-                        w_first = g * weights * wb
-                        for xi in range(n_xs):
-                            t = xs[xi]
-                            n, p, q = t[_TN], t[_TP], t[_TQ]
-                            if g * K * t[_PIXELS] * out_width > o_cap:
-                                continue
-                            steps_in_tile = n * ceil_div(p, h) * ceil_div(q, w)
-                            steps = N * sum_ceil(P, p, h) * sum_ceil(Q, q, w)
-                            if expanded:
-                                in_largest, in_fill = steps_in_tile * reach_h * reach_w, steps * reach_h * reach_w
-                            else:
-                                in_largest, in_fill = t[_IN_LARGEST], t[_IN_TOTAL]
-                            if not free_input and g * C * in_largest * ib > i_cap:
-                                continue
-                            step_cycles = steps
-                            if dataflow == WEIGHT_STATIONARY:
-                                step_cycles = _pixel_units(
-                                    dataflow, rows, cols, N, sum_ceil(P, p, h), sum_ceil(Q, q, w),
-                                    n, ceil_div(p, h), ceil_div(q, w),
-                                )  # fmt: skip
-                            compute = group_units * step_cycles * passes * column_passes * serial
-                            if dataflow == WEIGHT_STATIONARY:
-                                w_reads = G * weights * h * w * t[_TRIPS] * wb
-                            else:
-                                w_reads = macs * wb
-                            read_per_step = reach_h * reach_w if expanded else taps
-                            i_reads = G * steps * C * read_per_step * column_passes * ib
-                            i_fill = 0 if free_input else G * C * in_fill * ib
-                            gathered = G * C * t[_IN_TOTAL] * ib if in_resident and expanded else 0
-                            w_fill = G * weights * h * w * wb
-                            dram_read = G * weights * wb + (0 if in_resident else G * C * t[_IN_TOTAL] * stored)
-                            dram_write = 0 if out_resident else finished
-                            first = w_first + (0 if in_resident else g * C * t[_IN_FIRST] * stored)
-                            last = 0 if out_resident else g_last * K * t[_PIXELS_LAST] * ob
-                            cycles = total_cycles(first, last, dram_read + dram_write, compute, bandwidth, fill)
-                            energy = (
-                                compute * core_pj
-                                + w_reads * price[0]
-                                + w_fill * price[1]
-                                + (i_reads + gathered) * price[2]
-                                + (i_fill + handed_over) * price[3]
-                                + (partial + finished) * price[4]
-                                + (partial + finished) * price[5]
-                                + (dram_read + dram_write) * price[6]
-                                + cycles * price[7]
-                            )
-                            if not better(objective, cycles, energy, best[0], best[1]):
-                                continue
-                            best[0], best[1] = cycles, energy
-                            ints[_STATUS] = OK
-                            ints[_CYCLES], ints[_COMPUTE] = cycles, compute
-                            a = _TRAFFIC0
-                            ints[a], ints[a + 1] = w_reads, w_fill
-                            ints[a + 2], ints[a + 3] = i_reads + gathered, i_fill + handed_over
-                            ints[a + 4], ints[a + 5] = partial + finished, partial + finished
-                            ints[a + 6], ints[a + 7] = dram_read, dram_write
-                            ints[_MAPPING], ints[_ORDER], ints[_LANE] = PACKED_CHANNEL + flavour, 0, lane
-                            ints[_BATCH_OUT] = 0
-                            a = _TILE0
-                            ints[a], ints[a + 1], ints[a + 2], ints[a + 3] = g, n, K, C
-                            ints[a + 4], ints[a + 5] = p, q
-                            ints[_PAR0], ints[_PAR0 + 1], ints[_PAR0 + 2] = together, h, w
-                w *= 2
-            h *= 2
+        n_gs = power_tiles(G, together, gs)
+        for xi in range(n_xs):
+            t = xs[xi]
+            n, p, q = t[_TN], t[_TP], t[_TQ]
+            steps_in_tile = n * ceil_div(p, h) * ceil_div(q, w)
+            steps = N * sum_ceil(P, p, h) * sum_ceil(Q, q, w)
+            if expanded:
+                in_largest, in_fill = steps_in_tile * reach, steps * reach
+            else:
+                in_largest, in_fill = t[_IN_LARGEST], t[_IN_TOTAL]
+            step_cycles = steps
+            w_reads = macs * wb
+            if dataflow == WEIGHT_STATIONARY:
+                step_cycles = _pixel_units(
+                    dataflow, rows, cols, N, sum_ceil(P, p, h), sum_ceil(Q, q, w), n, ceil_div(p, h), ceil_div(q, w)
+                )
+                w_reads = G * weights * h * w * t[_TRIPS] * wb
+            i_reads = G * steps * C * (reach if expanded else taps) * column_passes * ib
+            i_raw = 0 if in_resident else G * C * t[_IN_TOTAL] * stored
+            gathered = G * C * t[_IN_TOTAL] * ib if in_resident and expanded else 0
+            i_fill = (0 if free_input else G * C * in_fill * ib) + (finished if out_resident else 0)
+            for gi in range(n_gs):
+                g = gs[gi]
+                if (1 < g < together) or g * weights * h * w * wb > w_cap:
+                    continue
+                if g * K * t[_PIXELS] * out_width > o_cap or (not free_input and g * C * in_largest * ib > i_cap):
+                    continue
+                group_units = sum_ceil(G, g, together)
+                first = g * weights * wb + (0 if in_resident else g * C * t[_IN_FIRST] * stored)
+                last = 0 if out_resident else last_tile(G, g) * K * t[_PIXELS_LAST] * ob
+                if _offer(
+                    chip, price, core_pj, group_units * step_cycles * passes * serial,
+                    w_reads, w_fill, i_reads + gathered, i_fill, o_port,
+                    G * weights * wb + i_raw, dram_write, first, last, best, ints,
+                ):  # fmt: skip
+                    ints[_MAPPING], ints[_ORDER], ints[_LANE] = PACKED_CHANNEL + flavour, 0, packed_lane
+                    ints[_BATCH_OUT] = 0
+                    a = _TILE0
+                    ints[a], ints[a + 1], ints[a + 2], ints[a + 3], ints[a + 4], ints[a + 5] = g, n, K, C, p, q
+                    ints[_PAR0], ints[_PAR0 + 1], ints[_PAR0 + 2] = together, h, w
 
 
 @njit(cache=True, nogil=True)
@@ -698,6 +753,8 @@ def price_layers(layers, lane_factor, serial_cycles, core_pj, resident, chip, pr
         Written.
     """
     xs = np.empty((_MAX_TILES, 10), np.int64)
+    axes = np.empty((2, 64, 3), np.int64)
+    packings = np.empty((_MAX_TILES, 8), np.int64)
     cs = np.empty(128, np.int64)
     ks = np.empty(128, np.int64)
     best = np.empty(2, np.float64)
@@ -713,21 +770,13 @@ def price_layers(layers, lane_factor, serial_cycles, core_pj, resident, chip, pr
             continue
         else:
             K, C, G, taps = row[1], row[2], row[7], row[5] * row[6]
-            n_xs = pixel_tiles(row, rows, cols, chip[7], xs)
+            n_xs = pixel_tiles(row, rows, cols, chip[7], axes, xs)
             best[0], best[1] = np.inf, np.inf
-            out[_STATUS] = NO_OUTPUT_TILE
-            args = (row, lane_factor[i], serial_cycles[i], core_pj[i], resident[i], chip, price, xs, n_xs)
-            if G > 1 and chip[7] in (REDUCTION_COLUMNS, WEIGHT_STATIONARY):
-                lane = lane_factor[i]
-                while lane >= 1:
-                    _packed(row, lane, serial_cycles[i], core_pj[i], resident[i], chip, price, xs, n_xs, cs, best, out)
-                    lane //= 2
-            _dense(*args, cs, ks, best, out)
-            if G == 1 and cols >= 2 * K and chip[7] in (REDUCTION_COLUMNS, WEIGHT_STATIONARY):
-                lane = lane_factor[i]
-                while lane >= 1:
-                    _packed(row, lane, serial_cycles[i], core_pj[i], resident[i], chip, price, xs, n_xs, cs, best, out)
-                    lane //= 2
+            lane, serial, core = lane_factor[i], serial_cycles[i], core_pj[i]
+            packs = chip[7] in (REDUCTION_COLUMNS, WEIGHT_STATIONARY)
+            if packs and (G > 1 or cols >= 2 * K):
+                _packed(row, lane, serial, core, resident[i], chip, price, xs, n_xs, cs, packings, best, out)
+            _dense(row, lane, serial, core, resident[i], chip, price, xs, n_xs, cs, ks, best, out)
             if best[0] == np.inf:
                 if taps * row[_WB] > chip[2]:
                     out[_STATUS] = NO_WEIGHT_TILE
