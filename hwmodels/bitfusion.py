@@ -196,9 +196,17 @@ class BitFusion:
 
         Notes
         -----
-        ``floor(max_bits / max(input_bits, min_bits)) * floor(max_bits / max(weight_bits, min_bits))``
+        The product over both operands of ``max_bits // setting``. The setting is the narrowest that holds the operand,
+        ``min_bits`` times a power of two; the reference model takes ``max(bits, min_bits)`` itself, which differs
+        for 16-bit units alone.
         """
-        return (self.max_bits // max(input_bits, self.min_bits)) * (self.max_bits // max(weight_bits, self.min_bits))
+        return self._per_operand(weight_bits) * self._per_operand(input_bits)
+
+    def _per_operand(self, bits: int) -> int:
+        setting = self.min_bits
+        while setting < bits:
+            setting *= 2
+        return self.max_bits // (max(bits, self.min_bits) if self.model == "reference" else setting)
 
     def peak_macs_per_cycle(self, weight_bits: int, input_bits: int) -> int:
         """Multiply-accumulates that the array does in a cycle when no Fusion Unit idles."""
@@ -253,7 +261,7 @@ class BitFusion:
         return np.array(
             (
                 self.rows, self.cols, 4 * self.weight_buffer_bytes, 4 * self.input_buffer_bytes,
-                4 * self.output_buffer_bytes, self.dram_bits_per_cycle, ACCUMULATOR_BITS, 0, flavours, objective, 0,
+                4 * self.output_buffer_bytes, self.dram_bits_per_cycle, ACCUMULATOR_BITS, 0, flavours, objective, 0, 1,
             ),
             dtype=np.int64,
         )  # fmt: skip

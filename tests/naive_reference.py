@@ -89,19 +89,19 @@ def order_class(order: tuple[str, ...], trips: dict[str, int]) -> str:
 
 def price(chip: Chip, layer: ConvShape, ranks: dict[tuple[str, ...], int] | None = None) -> Result | None:
     """The best mapping, or None where no tiling fits. ``ranks`` settles ties between loop orders."""
-    K, O, S, IC, OC, B, pa, pw, im2col = layer
+    K, P, S, IC, OC, B, pa, pw, im2col = layer
     N, M, widest, narrowest, SW, SA, SO, BW, energies = chip
     ranks = ranks or {order: i for i, order in enumerate(permutations(LOOPS))}
     lanes = N * (widest // max(pa, narrowest)) * (widest // max(pw, narrowest))
     tiles = product(
         doublings(1, B, B),
-        doublings(1, O, O),
+        doublings(1, P, P),
         doublings(1, IC, IC),
         doublings(1, OC, OC) if im2col else doublings(M, OC, ceil_div(OC, M)),
     )
     best = None
     for index, (b, o, ic, oc) in enumerate(tiles):
-        n_b, n_o, n_ic, n_oc = ceil_div(B, b), ceil_div(O, o), ceil_div(IC, ic), ceil_div(OC, oc)
+        n_b, n_o, n_ic, n_oc = ceil_div(B, b), ceil_div(P, o), ceil_div(IC, ic), ceil_div(OC, oc)
         trips = {"B": n_b, "OW": n_o, "OH": n_o, "IC": n_ic, "OC": n_oc}
         T = n_b * n_o**2 * n_ic * n_oc
         W0 = ceil_div(K * K * ic, lanes) * lanes * oc * pw
