@@ -15,8 +15,9 @@ from numba import njit
 from hwmodels.cost import BOUNDS, BUFFERS, FLOAT_COLUMNS, INT, INT_COLUMNS, TRAFFIC
 from hwmodels.workload import DATA_OPS, MAC_OPS, PACKED_COLUMNS
 
-#: Which operand waits in the array. BitFusion streams all three and sums down a column.
-REDUCTION_COLUMNS, WEIGHT_STATIONARY, OUTPUT_STATIONARY, INPUT_STATIONARY = range(4)
+#: Which operand waits in the array. BitFusion streams all three and sums down a column; with shared weights it does so
+#: for several output pixels (windows) at a time, and a weight that is read serves them all.
+REDUCTION_COLUMNS, WEIGHT_STATIONARY, OUTPUT_STATIONARY, INPUT_STATIONARY, SHARED_WEIGHTS = range(5)
 LATENCY, ENERGY, EDP = range(3)
 #: Spatial mappings, by what the reduction lanes hold. In the packed ones several groups, or several neighbouring
 #: output pixels, share the array block-diagonally.
@@ -33,7 +34,7 @@ OK, NO_WEIGHT_TILE, NO_INPUT_TILE, NO_OUTPUT_TILE, TOO_WIDE = range(5)
 #: Integer description of a chip, as the kernels take it.
 CHIP_COLUMNS = (
     "rows", "cols", "weight_capacity_bits", "input_capacity_bits", "output_capacity_bits",
-    "dram_bits_per_cycle", "accumulator_bits", "dataflow", "flavours", "objective", "fill_cycles",
+    "dram_bits_per_cycle", "accumulator_bits", "dataflow", "flavours", "objective", "fill_cycles", "windows",
 )  # fmt: skip
 #: Unit energies of a chip, as the kernels take them.
 PRICE_COLUMNS = (
@@ -69,6 +70,12 @@ _MAX_TILES = 256  # enough for 31-bit sizes
 def ceil_div(a, b):
     """Smallest integer not below a / b."""
     return -(-a // b)
+
+
+@njit(cache=True, nogil=True)
+def pad_to(a, b):
+    """Smallest multiple of b not below a: what a value spread over b equal banks takes up."""
+    return -(-a // b) * b
 
 
 @njit(cache=True, nogil=True)
@@ -123,7 +130,10 @@ def sum_max(size, tile, scale, least):
 
 @njit(cache=True, nogil=True)
 def _pixel_units(dataflow, rows, cols, N, P, Q, n, p, q):
-    """What the pixel loop adds to the cycles of a pass, over all pixel tiles (a factor; see docs)."""
+    """What the pixel loop adds to the cycles of a pass, over all pixel tiles (a factor; see docs).
+
+    With `SHARED_WEIGHTS`, ``rows`` are the windows.
+    """
     if dataflow == REDUCTION_COLUMNS:
         return N * P * Q
     total = 0
@@ -136,7 +146,7 @@ def _pixel_units(dataflow, rows, cols, N, P, Q, n, p, q):
                 pixels = size_n * size_p * size_q
                 if dataflow == WEIGHT_STATIONARY:
                     units = max(pixels, rows)
-                elif dataflow == OUTPUT_STATIONARY:
+                elif dataflow in (OUTPUT_STATIONARY, SHARED_WEIGHTS):
                     units = ceil_div(pixels, rows)
                 else:
                     units = ceil_div(pixels, cols)
@@ -315,6 +325,19 @@ def _offer(
 
 
 @njit(cache=True, nogil=True)
+def _note_blocks(w_block, i_block, o_block, resident, chip, ints):
+    """Bits in use at once: both halves of each buffer, and what is handed over in the input buffer."""
+    handed_over = 0
+    if resident & INPUT_RESIDENT != 0:
+        handed_over += chip[3]
+    if resident & OUTPUT_RESIDENT != 0:
+        handed_over += chip[3]
+    ints[_USED0] = 2 * w_block
+    ints[_USED0 + 1] = min(2 * i_block + handed_over, 2 * chip[3])
+    ints[_USED0 + 2] = 2 * o_block
+
+
+@njit(cache=True, nogil=True)
 def order_reuse(order, n_x, n_k, n_c, w_all, w_k, w_c, i_all, i_x, i_c, o_all, o_x, o_k):
     """How often each operand crosses the DRAM interface under a tile order.
 
@@ -389,15 +412,18 @@ def _dense(row, lane, serial, core_pj, resident, chip, price, xs, n_xs, cs, ks, 
                 c_units = (n_c - 1) * ceil_div(c * taps, lanes) + ceil_div(c_last * taps, lanes)
             else:
                 c_units = taps * sum_ceil(C, c, lanes)
-            in_array = dataflow in (REDUCTION_COLUMNS, OUTPUT_STATIONARY)
+            in_array = dataflow in (REDUCTION_COLUMNS, OUTPUT_STATIONARY, SHARED_WEIGHTS)
             accumulations = n_c if in_array else c_units
             out_width = wide if accumulations > 1 else ob
             for ki in range(n_ks):
                 k = ks[ki]
-                if k * c * taps * wb > w_cap:
-                    continue
                 n_k = ceil_div(K, k)
                 k_last = last_tile(K, k)
+                k_room = pad_to(k, cols)
+                all_k_room = (n_k - 1) * k_room + pad_to(k_last, cols)
+                w_tile = k_room * c_room * tap_room * wb
+                if w_tile > w_cap:
+                    continue
                 k_units = sum_max(K, k, 1, rows) if dataflow == INPUT_STATIONARY else sum_ceil(K, k, cols)
                 column_passes = sum_ceil(K, k, cols)
                 w_first = k * c * taps * wb
@@ -420,34 +446,40 @@ def _dense(row, lane, serial, core_pj, resident, chip, price, xs, n_xs, cs, ks, 
                 if not better(objective, low_cycles, low_energy, best[0], best[1]):
                     continue
 
-                w_all = weights * wb <= w_cap
-                w_k = k * C * taps * wb <= w_cap
-                w_c = c * K * taps * wb <= w_cap
+                w_block_all = all_k_room * all_c_room * tap_room * wb
+                w_block_k = k_room * all_c_room * tap_room * wb
+                w_block_c = all_k_room * c_room * tap_room * wb
+                w_all, w_k, w_c = w_block_all <= w_cap, w_block_k <= w_cap, w_block_c <= w_cap
                 for batch_outermost in range(2 if N > 1 else 1):
                     repeats = N if batch_outermost == 1 else 1
                     images = N // repeats
                     pixels = images * P * Q
-                    o_all = K * pixels * wide <= o_cap
-                    o_k = k * pixels * wide <= o_cap
+                    o_block_all, o_block_k = all_k_room * pixels * wide, k_room * pixels * wide
+                    o_all, o_k = o_block_all <= o_cap, o_block_k <= o_cap
                     for xi in range(n_xs):
                         t = xs[xi]
                         if batch_outermost == 1 and t[_TN] > 1:
                             continue
                         tile = t[_PIXELS]
-                        if k * tile * out_width > o_cap:
+                        o_tile = k_room * tile * out_width
+                        if o_tile > o_cap:
                             continue
                         n_x = t[_TRIPS] // repeats
                         in_total = t[_IN_TOTAL] // repeats
+                        # Elements that a channel, or a channel and kernel position, has in the buffer.
                         if expanded:
-                            in_largest, in_fill = tile * taps, pixels * taps
+                            in_tile, in_all, in_fill = tile, pixels, pixels * taps
                         else:
-                            in_largest, in_fill = t[_IN_LARGEST], in_total
-                        if not free_input and c * in_largest * ib > i_cap:
+                            in_tile, in_all, in_fill = t[_IN_LARGEST], in_total, in_total
+                        i_tile = c_room * in_tile * ib
+                        if not free_input and i_tile > i_cap:
                             continue
-                        i_all = free_input or C * in_fill * ib <= i_cap
-                        i_x = free_input or C * in_largest * ib <= i_cap
-                        i_c = free_input or c * in_fill * ib <= i_cap
-                        o_x = K * tile * wide <= o_cap
+                        i_block_all, i_block_x = all_c_room * in_all * ib, all_c_room * in_tile * ib
+                        i_block_c = c_room * in_all * ib
+                        i_all, i_x = free_input or i_block_all <= i_cap, free_input or i_block_x <= i_cap
+                        i_c = free_input or i_block_c <= i_cap
+                        o_block_x = all_k_room * tile * wide
+                        o_x = o_block_x <= o_cap
                         x_units = t[_UNITS] // repeats
                         compute = G * repeats * x_units * k_units * c_units * serial
                         if dataflow == REDUCTION_COLUMNS:
@@ -481,6 +513,29 @@ def _dense(row, lane, serial, core_pj, resident, chip, price, xs, n_xs, cs, ks, 
                                 ints[a], ints[a + 1], ints[a + 2], ints[a + 3] = 1, t[_TN], k, c
                                 ints[a + 4], ints[a + 5] = t[_TP], t[_TQ]
                                 ints[_PAR0], ints[_PAR0 + 1], ints[_PAR0 + 2] = 1, 1, 1
+                                # The smallest blocks with which these trips come out.
+                                w_block, i_block, o_block = w_tile, i_tile, o_tile
+                                if w_all and (repeats > 1 or (n_x > 1 and order in (0, 2))):
+                                    w_block = w_block_all
+                                elif n_x > 1 and w_k and order == 1:
+                                    w_block = w_block_k
+                                elif n_x > 1 and w_c and order == 3:
+                                    w_block = w_block_c
+                                if n_k > 1 and i_x and order == 0:
+                                    i_block = i_block_x
+                                elif n_k > 1 and i_all and order in (1, 4):
+                                    i_block = i_block_all
+                                elif n_k > 1 and i_c and order == 5:
+                                    i_block = i_block_c
+                                if n_c > 1 and spills == 0 and order == 2:
+                                    o_block = o_block_x
+                                elif n_c > 1 and spills == 0 and order == 4:
+                                    o_block = o_block_k
+                                elif n_c > 1 and spills == 0 and order in (3, 5):
+                                    o_block = o_block_all
+                                if free_input:
+                                    i_block = 0
+                                _note_blocks(w_block, i_block, o_block, resident, chip, ints)
 
 
 @njit(cache=True, nogil=True)
@@ -516,7 +571,10 @@ def _packings(row, lane, serial, chip, table):
                         used_lanes = C * reach if flavour == IM2COL else C
                         together = max(1, min(G, cols // (K * h * w), lanes // used_lanes))
                         passes = ceil_div(used_lanes, lanes) * (1 if flavour == IM2COL else R * S) * ceil_div(K, cols)
-                        steps = ceil_div(G, together) * N * ceil_div(P, h) * ceil_div(Q, w)
+                        steps = N * ceil_div(P, h) * ceil_div(Q, w)
+                        if chip[7] == SHARED_WEIGHTS:
+                            steps = ceil_div(steps, chip[11])
+                        steps *= ceil_div(G, together)
                         least = steps * passes * serial
                         at = count
                         while at > 0 and table[at - 1, 0] > least:
@@ -551,6 +609,7 @@ def _packed(row, lane, serial, core_pj, resident, chip, price, xs, n_xs, gs, pac
     outputs = N * G * K * P * Q
     finished = outputs * ob
     column_passes = ceil_div(K, cols)
+    pixel_rows = chip[11] if dataflow == SHARED_WEIGHTS else rows
     dram_write = 0 if out_resident else finished
     least_dram = G * weights * wb + dram_write + (0 if in_resident else G * C * xs[0, _IN_TOTAL] * stored)
 
@@ -573,7 +632,7 @@ def _packed(row, lane, serial, core_pj, resident, chip, price, xs, n_xs, gs, pac
             least * core_pj
             + low_cycles * price[7]
             + least_dram * price[6]
-            + macs * wb * price[0]
+            + (macs * wb if dataflow == REDUCTION_COLUMNS else w_fill) * price[0]
             + w_fill * price[1]
             + o_port * (price[4] + price[5])
         ) * (1 - 1e-12)
@@ -585,6 +644,8 @@ def _packed(row, lane, serial, core_pj, resident, chip, price, xs, n_xs, gs, pac
         if in_resident and expanded:
             i_cap = 0 if out_resident else i_cap // 2
         free_input = in_resident and not expanded
+        row_room = pad_to(together * C * (reach if expanded else 1), rows)
+        column_room = column_passes * cols
         n_gs = power_tiles(G, together, gs)
         for xi in range(n_xs):
             t = xs[xi]
@@ -592,25 +653,30 @@ def _packed(row, lane, serial, core_pj, resident, chip, price, xs, n_xs, gs, pac
             steps_in_tile = n * ceil_div(p, h) * ceil_div(q, w)
             steps = N * sum_ceil(P, p, h) * sum_ceil(Q, q, w)
             if expanded:
-                in_largest, in_fill = steps_in_tile * reach, steps * reach
+                in_tile, in_fill, out_tile = steps_in_tile, steps * reach, steps_in_tile
             else:
-                in_largest, in_fill = t[_IN_LARGEST], t[_IN_TOTAL]
+                in_tile, in_fill, out_tile = t[_IN_LARGEST], t[_IN_TOTAL], t[_PIXELS]
             step_cycles = steps
             w_reads = macs * wb
-            if dataflow == WEIGHT_STATIONARY:
+            if dataflow != REDUCTION_COLUMNS:
+                patches_p, patches_q = sum_ceil(P, p, h), sum_ceil(Q, q, w)
                 step_cycles = _pixel_units(
-                    dataflow, rows, cols, N, sum_ceil(P, p, h), sum_ceil(Q, q, w), n, ceil_div(p, h), ceil_div(q, w)
+                    dataflow, pixel_rows, cols, N, patches_p, patches_q, n, ceil_div(p, h), ceil_div(q, w)
                 )
-                w_reads = G * weights * h * w * t[_TRIPS] * wb
+                w_reads = w_fill * (step_cycles if dataflow == SHARED_WEIGHTS else t[_TRIPS])
             i_reads = G * steps * C * (reach if expanded else taps) * column_passes * ib
             i_raw = 0 if in_resident else G * C * t[_IN_TOTAL] * stored
             gathered = G * C * t[_IN_TOTAL] * ib if in_resident and expanded else 0
             i_fill = (0 if free_input else G * C * in_fill * ib) + (finished if out_resident else 0)
             for gi in range(n_gs):
                 g = gs[gi]
-                if (1 < g < together) or g * weights * h * w * wb > w_cap:
+                if 1 < g < together:
                     continue
-                if g * K * t[_PIXELS] * out_width > o_cap or (not free_input and g * C * in_largest * ib > i_cap):
+                rounds = ceil_div(g, together)
+                w_block = rounds * column_room * row_room * (1 if expanded else taps) * wb
+                i_block = 0 if free_input else rounds * row_room * in_tile * ib
+                o_block = rounds * column_room * out_tile * out_width
+                if w_block > w_cap or i_block > i_cap or o_block > o_cap:
                     continue
                 group_units = sum_ceil(G, g, together)
                 first = g * weights * wb + (0 if in_resident else g * C * t[_IN_FIRST] * stored)
@@ -625,6 +691,7 @@ def _packed(row, lane, serial, core_pj, resident, chip, price, xs, n_xs, gs, pac
                     a = _TILE0
                     ints[a], ints[a + 1], ints[a + 2], ints[a + 3], ints[a + 4], ints[a + 5] = g, n, K, C, p, q
                     ints[_PAR0], ints[_PAR0 + 1], ints[_PAR0 + 2] = together, h, w
+                    _note_blocks(w_block, i_block, o_block, resident, chip, ints)
 
 
 @njit(cache=True, nogil=True)
@@ -667,68 +734,28 @@ def _stream(row, resident, chip, price, ints):
 
 
 @njit(cache=True, nogil=True)
-def _blocks(row, resident, chip, ints):
-    """Bits of each buffer that the chosen mapping keeps in use, both halves counted."""
-    N, K, C, P, Q, R, S = row[0], row[1], row[2], row[3], row[4], row[5], row[6]
-    wb, ib, ob, wide = row[_WB], row[_IB], row[_OB], chip[6]
-    taps = R * S
-    mapping, order = ints[_MAPPING], ints[_ORDER]
-    g, n, k, c, p, q = (
-        ints[_TILE0], ints[_TILE0 + 1], ints[_TILE0 + 2], ints[_TILE0 + 3], ints[_TILE0 + 4], ints[_TILE0 + 5],
-    )  # fmt: skip
-    expanded = mapping in (IM2COL, PACKED_IM2COL)
-    in_p = axis_rows(row[_H], row[_PAD_TOP], R, row[_STRIDE_H], row[_DILATION_H], P, p)
-    in_q = axis_rows(row[_H + 1], row[_PAD_TOP + 2], S, row[_STRIDE_H + 1], row[_DILATION_H + 1], Q, q)
-    tile_pixels = n * p * q
-    if mapping in (PACKED_CHANNEL, PACKED_IM2COL):
-        h, w = ints[_PAR0 + 1], ints[_PAR0 + 2]
-        reach = rows_touched(1 << 40, 0, R, row[_STRIDE_H], row[_DILATION_H], 0, h) * rows_touched(
-            1 << 40, 0, S, row[_STRIDE_H + 1], row[_DILATION_H + 1], 0, w
-        )
-        weight = g * K * C * taps * h * w * wb
-        steps = n * ceil_div(p, h) * ceil_div(q, w)
-        inputs = g * C * ib * (steps * reach if expanded else n * in_p[1] * in_q[1])
-        multiple_passes = chip[7] == WEIGHT_STATIONARY and (not expanded or C * reach > chip[0] * ints[_LANE])
-        output = g * K * tile_pixels * (wide if multiple_passes else ob)
+def smallest_tile_bits(row, chip, operand):
+    """Room that one output of one channel needs in a buffer: 0 weights, 1 inputs, 2 outputs."""
+    taps, rows, cols = row[5] * row[6], chip[0], chip[1]
+    if chip[7] == OUTPUT_STATIONARY:
+        reach = taps
+    elif chip[8] & ALLOW_IM2COL != 0 or taps == 1:
+        reach = pad_to(taps, rows)
     else:
-        images = 1 if ints[_BATCH_OUT] == 1 else N
-        n_x = ceil_div(images, n) * ceil_div(P, p) * ceil_div(Q, q)
-        n_k, n_c = ceil_div(K, k), ceil_div(C, c)
-        pixels = images * P * Q
-        tile_in = n * (p * q * taps if expanded else in_p[1] * in_q[1])
-        all_in = pixels * taps if expanded else images * in_p[0] * in_q[0]
-        weight = k * c * taps * wb
-        if n_x > 1 or images < N:
-            all_weights = K * C * taps * wb
-            if all_weights <= chip[2] and (order in (0, 2) or images < N):
-                weight = all_weights
-            elif n_x > 1 and order == 1 and k * C * taps * wb <= chip[2]:
-                weight = k * C * taps * wb
-            elif n_x > 1 and order == 3 and c * K * taps * wb <= chip[2]:
-                weight = c * K * taps * wb
-        i_cap = chip[3] // (2 if resident & OUTPUT_RESIDENT != 0 else 1)
-        inputs = c * tile_in * ib
-        if n_k > 1:
-            if order == 0 and C * tile_in * ib <= i_cap:
-                inputs = C * tile_in * ib
-            elif order in (1, 4) and C * all_in * ib <= i_cap:
-                inputs = C * all_in * ib
-            elif order == 5 and c * all_in * ib <= i_cap:
-                inputs = c * all_in * ib
-        accumulates = n_c > 1 or chip[7] in (WEIGHT_STATIONARY, INPUT_STATIONARY)
-        output = k * tile_pixels * (wide if accumulates else ob)
-        if n_c > 1:
-            if order == 2 and K * tile_pixels * wide <= chip[4]:
-                output = K * tile_pixels * wide
-            elif order == 4 and k * pixels * wide <= chip[4]:
-                output = k * pixels * wide
-            elif order in (3, 5) and K * pixels * wide <= chip[4]:
-                output = K * pixels * wide
-    if resident & INPUT_RESIDENT != 0 and not expanded:
-        inputs = chip[3]
-    ints[_USED0] = min(2 * weight, 2 * chip[2])
-    ints[_USED0 + 1] = min(2 * inputs, 2 * chip[3])
-    ints[_USED0 + 2] = min(2 * output, 2 * chip[4])
+        reach = taps * rows
+    if operand == 0:
+        return cols * reach * row[_WB]
+    return reach * row[_IB] if operand == 1 else cols * row[_OB]
+
+
+@njit(cache=True, nogil=True)
+def _what_does_not_fit(row, chip):
+    """The first buffer that has no room for the smallest tile of a layer that has no mapping."""
+    if smallest_tile_bits(row, chip, 0) > chip[2]:
+        return NO_WEIGHT_TILE
+    if smallest_tile_bits(row, chip, 2) > chip[4]:
+        return NO_OUTPUT_TILE
+    return NO_INPUT_TILE
 
 
 @njit(cache=True, nogil=True)
@@ -759,6 +786,7 @@ def price_layers(layers, lane_factor, serial_cycles, core_pj, resident, chip, pr
     ks = np.empty(128, np.int64)
     best = np.empty(2, np.float64)
     rows, cols = chip[0], chip[1]
+    windows = chip[11] if chip[7] == SHARED_WEIGHTS else 1
     for i in range(layers.shape[0]):
         row, out = layers[i], ints[i]
         if row[_OP] >= _N_MAC_OPS:
@@ -770,25 +798,19 @@ def price_layers(layers, lane_factor, serial_cycles, core_pj, resident, chip, pr
             continue
         else:
             K, C, G, taps = row[1], row[2], row[7], row[5] * row[6]
-            n_xs = pixel_tiles(row, rows, cols, chip[7], axes, xs)
+            n_xs = pixel_tiles(row, windows if chip[7] == SHARED_WEIGHTS else rows, cols, chip[7], axes, xs)
             best[0], best[1] = np.inf, np.inf
             lane, serial, core = lane_factor[i], serial_cycles[i], core_pj[i]
-            packs = chip[7] in (REDUCTION_COLUMNS, WEIGHT_STATIONARY)
+            packs = chip[7] in (REDUCTION_COLUMNS, WEIGHT_STATIONARY, SHARED_WEIGHTS)
             if packs and (G > 1 or cols >= 2 * K):
                 _packed(row, lane, serial, core, resident[i], chip, price, xs, n_xs, cs, packings, best, out)
             _dense(row, lane, serial, core, resident[i], chip, price, xs, n_xs, cs, ks, best, out)
             if best[0] == np.inf:
-                if taps * row[_WB] > chip[2]:
-                    out[_STATUS] = NO_WEIGHT_TILE
-                elif row[_OB] > chip[4]:
-                    out[_STATUS] = NO_OUTPUT_TILE
-                else:
-                    out[_STATUS] = NO_INPUT_TILE
+                out[_STATUS] = _what_does_not_fit(row, chip)
                 continue
-            _blocks(row, resident[i], chip, out)
             macs = row[0] * G * K * C * row[3] * row[4] * taps
             floats[i, 0] = out[_COMPUTE] * core_pj[i]
-            floats[i, 4] = macs * serial_cycles[i] / (out[_COMPUTE] * (rows * cols * lane_factor[i]))
+            floats[i, 4] = macs * serial_cycles[i] / (out[_COMPUTE] * (rows * cols * windows * lane_factor[i]))
             dram_cycles = ceil_div(out[_TRAFFIC0 + 6] + out[_TRAFFIC0 + 7], chip[5])
             if dram_cycles > out[_COMPUTE]:
                 out[_BOUND] = _BOUND_DRAM
