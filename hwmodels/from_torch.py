@@ -8,7 +8,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,22 +18,14 @@ from torch.nn.modules import module as module_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from hwmodels.graph import Activation, Graph, NetworkError, unknown_operators_text
+from hwmodels.graph import Activation, Graph, NetworkError, each, unknown_operators_text
 from hwmodels.workload import Op, Workload
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
-
-def _each(operators: str, value: T) -> dict[str, T]:
-    """The same value for each of the operators named."""
-    return dict.fromkeys(operators.split(), value)
-
-
 #: Operators that make no layer, and why. Edges of the graph pass through them.
 IGNORED: dict[str, str] = {
-    **_each(
+    **each(
         """
         view _unsafe_view reshape _reshape_alias view_as alias detach clone contiguous copy lift lift_fresh _to_copy
         _conj resolve_conj t transpose permute numpy_T swapaxes movedim squeeze unsqueeze flatten unflatten expand
@@ -45,8 +37,8 @@ IGNORED: dict[str, str] = {
         """,
         "moves data by addressing only",
     ),
-    **_each("dropout native_dropout alpha_dropout feature_dropout bernoulli", "does nothing in evaluation mode"),
-    **_each("_native_batch_norm_legit_no_training", "folds into the neighbouring weights"),
+    **each("dropout native_dropout alpha_dropout feature_dropout bernoulli", "does nothing in evaluation mode"),
+    **each("_native_batch_norm_legit_no_training", "folds into the neighbouring weights"),
 }
 
 #: Operators that take the shape of an activation and none of its data.
@@ -57,10 +49,10 @@ CONSTANTS = frozenset({"zeros_like", "ones_like", "empty_like", "full_like", "ra
 #: Operators that combine their operands element by element, and the layer that they make where two or more are
 #: activations. Of one activation they are a function that fuses with the layer before.
 ELEMENTWISE: dict[str, Op] = {
-    **_each("add sub rsub maximum minimum fmax fmin where masked_fill clamp eq ne lt le gt ge", "add"),
-    **_each("logical_and logical_or bitwise_and bitwise_or bitwise_xor", "add"),
-    **_each("mul div addcmul addcdiv lerp pow floor_divide remainder fmod atan2 copysign prelu _prelu_kernel", "mul"),
-    **_each(
+    **each("add sub rsub maximum minimum fmax fmin where masked_fill clamp eq ne lt le gt ge", "add"),
+    **each("logical_and logical_or bitwise_and bitwise_or bitwise_xor", "add"),
+    **each("mul div addcmul addcdiv lerp pow floor_divide remainder fmod atan2 copysign prelu _prelu_kernel", "mul"),
+    **each(
         """
         relu relu6 leaky_relu rrelu rrelu_with_noise elu selu celu gelu silu mish hardswish hardsigmoid hardtanh
         sigmoid log_sigmoid_forward tanh softplus softsign softshrink hardshrink tanhshrink threshold clamp_min
@@ -376,10 +368,10 @@ Handler = Callable[[_Recorder, _Call], Activation | None]
 
 #: Products are layers even where both operands are constants, since the module executes them.
 PRODUCTS: dict[str, Handler] = {
-    **_each("convolution", _convolution),
-    **_each("mm bmm mv dot", _mm),
-    **_each("addmm addmv baddbmm", _addmm),
-    **_each("linear", _linear),
+    **each("convolution", _convolution),
+    **each("mm bmm mv dot", _mm),
+    **each("addmm addmv baddbmm", _addmm),
+    **each("linear", _linear),
 }
 
 #: What becomes of each operator. Anything else is reported as unknown.
@@ -387,20 +379,20 @@ OPERATORS: dict[str, Handler] = {
     **dict.fromkeys(IGNORED, _ignored),
     **dict.fromkeys(ELEMENTWISE, _elementwise),
     **PRODUCTS,
-    **_each("glu", _glu),
-    **_each("constant_pad_nd", _pad),
-    **_each("embedding", _embedding),
-    **_each("native_batch_norm _native_batch_norm_legit cudnn_batch_norm _batch_norm_impl_index", _batch_norm),
-    **_each("native_layer_norm _fused_rms_norm", _layer_norm),
-    **_each("native_group_norm", _group_norm),
-    **_each("_softmax _log_softmax _safe_softmax", _softmax),
-    **_each("max_pool1d max_pool2d max_pool2d_with_indices avg_pool1d avg_pool2d", _pool),
-    **_each("_adaptive_avg_pool2d adaptive_avg_pool1d adaptive_max_pool2d", _adaptive_pool),
-    **_each("mean sum amax amin max min argmax argmin var std var_mean std_mean prod logsumexp any all", _reduce),
-    **_each("linalg_vector_norm", _reduce),
-    **_each("upsample_nearest1d upsample_nearest2d _upsample_nearest_exact1d _upsample_nearest_exact2d", _resize),
-    **_each("upsample_linear1d upsample_bilinear2d upsample_bicubic2d grid_sampler_2d", _resize),
-    **_each("_upsample_bilinear2d_aa _upsample_bicubic2d_aa", _resize),
+    **each("glu", _glu),
+    **each("constant_pad_nd", _pad),
+    **each("embedding", _embedding),
+    **each("native_batch_norm _native_batch_norm_legit cudnn_batch_norm _batch_norm_impl_index", _batch_norm),
+    **each("native_layer_norm _fused_rms_norm", _layer_norm),
+    **each("native_group_norm", _group_norm),
+    **each("_softmax _log_softmax _safe_softmax", _softmax),
+    **each("max_pool1d max_pool2d max_pool2d_with_indices avg_pool1d avg_pool2d", _pool),
+    **each("_adaptive_avg_pool2d adaptive_avg_pool1d adaptive_max_pool2d", _adaptive_pool),
+    **each("mean sum amax amin max min argmax argmin var std var_mean std_mean prod logsumexp any all", _reduce),
+    **each("linalg_vector_norm", _reduce),
+    **each("upsample_nearest1d upsample_nearest2d _upsample_nearest_exact1d _upsample_nearest_exact2d", _resize),
+    **each("upsample_linear1d upsample_bilinear2d upsample_bicubic2d grid_sampler_2d", _resize),
+    **each("_upsample_bilinear2d_aa _upsample_bicubic2d_aa", _resize),
 }
 
 

@@ -10,15 +10,21 @@ import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from hwmodels.workload import Layer, Op, Operand, Tensor, Workload
 
+T = TypeVar("T")
 Pair = tuple[int, int]
 
 
 class NetworkError(ValueError):
     """A network that cannot be turned into a workload."""
+
+
+def each(operators: str, value: T) -> dict[str, T]:
+    """The same value for each of the operators named: part of a front end's table."""
+    return dict.fromkeys(operators.split(), value)
 
 
 def unknown_operators_text(network: str, places: Mapping[str, Sequence[str]]) -> str:
@@ -46,7 +52,7 @@ class Activation:
     shape : tuple of int
         As the network sees it: after views, slicing and concatenation.
     bits : int
-        The width at which the network itself quantizes it, where it does.
+        The width at which the network itself quantizes it, or that of its graph.
     layout : int
         Changes whenever elements move. Two activations of the same tensors and layout are functions of the
         same elements at the same places.
@@ -56,7 +62,7 @@ class Activation:
 
     tensors: tuple[int, ...]
     shape: tuple[int, ...]
-    bits: int = 8
+    bits: int
     layout: int = 0
     pads: tuple[Pair, Pair] | None = None
 
@@ -72,6 +78,11 @@ class Graph:
     The methods return the activation that the new layer writes. A name that is taken becomes ``name@2`` and so
     on: a shared module that runs again.
 
+    Parameters
+    ----------
+    bits : int
+        Width of operands that the network does not quantize itself.
+
     Examples
     --------
     >>> graph = Graph()
@@ -82,7 +93,8 @@ class Graph:
     (('pool', 'input'),)
     """
 
-    def __init__(self) -> None:
+    def __init__(self, bits: int = 8) -> None:
+        self.bits = bits
         self.layers: list[Layer] = []
         self._tensors: list[tuple[str | None, tuple[int, ...]]] = []
         self._readers: list[list[tuple[str, Operand]]] = []
@@ -107,7 +119,7 @@ class Graph:
         sources = tuple(activations)
         self._layouts += 1
         tensors = tuple(dict.fromkeys(tensor for source in sources for tensor in source.tensors))
-        bits = max((source.bits for source in sources), default=8)
+        bits = max((source.bits for source in sources), default=self.bits)
         return Activation(tensors, tuple(shape), bits, self._layouts)
 
     def padded(self, x: Activation, pads: tuple[Pair, Pair], shape: Iterable[int]) -> Activation:
@@ -129,7 +141,7 @@ class Graph:
         dilation: Sequence[int] = (1, 1),
         groups: int = 1,
         weight: Activation | None = None,
-        weight_bits: int = 8,
+        weight_bits: int | None = None,
     ) -> Activation:
         """A convolution over one or two axes; over one it is a map of height 1."""
         batch, channels, in_size = _image(x.shape)
@@ -139,7 +151,8 @@ class Graph:
             pads = (_sum(pads[0], x.pads[0]), _sum(pads[1], x.pads[1]))
         layer = Layer(
             name, channels, out_channels, in_size, _pair(kernel_size), _pair(stride), pads, _pair(dilation), groups,
-            batch, weight.bits if weight else weight_bits, x.bits, reads_network_input=self._reads_network_input(x),
+            batch, weight.bits if weight else weight_bits or self.bits, x.bits,
+            reads_network_input=self._reads_network_input(x),
         )  # fmt: skip
         return self.add(layer, x, weight)
 
@@ -151,7 +164,7 @@ class Graph:
         kernel_size: Sequence[int],
         shape: Sequence[int],
         groups: int = 1,
-        weight_bits: int = 8,
+        weight_bits: int | None = None,
     ) -> Activation:
         """A transposed convolution, as the 1x1 convolution that computes all its products.
 
@@ -161,8 +174,8 @@ class Graph:
         batch, channels, in_size = _image(x.shape)
         products = out_channels * math.prod(kernel_size)
         layer = Layer(
-            name, channels, products, in_size, groups=groups, batch=batch, weight_bits=weight_bits, input_bits=x.bits,
-            reads_network_input=self._reads_network_input(x),
+            name, channels, products, in_size, groups=groups, batch=batch, weight_bits=weight_bits or self.bits,
+            input_bits=x.bits, reads_network_input=self._reads_network_input(x),
         )  # fmt: skip
         return self.add(layer, x, shape=shape)
 
@@ -174,12 +187,12 @@ class Graph:
         out_features: int,
         rows: int,
         count: int = 1,
-        weight_bits: int = 8,
+        weight_bits: int | None = None,
     ) -> Activation:
         """A product with ``count`` matrices of weights, each over ``rows`` rows."""
         return self.add(
             Layer(name, in_features * count, out_features * count, groups=count, batch=rows, op="linear",
-                  weight_bits=weight_bits, input_bits=x.bits),
+                  weight_bits=weight_bits or self.bits, input_bits=x.bits),
             x,
         )  # fmt: skip
 
@@ -319,7 +332,7 @@ class Graph:
     def _tensor(self, producer: str | None, shape: tuple[int, ...]) -> Activation:
         self._tensors.append((producer, shape))
         self._readers.append([])
-        return Activation((len(self._tensors) - 1,), shape)
+        return Activation((len(self._tensors) - 1,), shape, self.bits)
 
 
 def differences(a: Workload, b: Workload) -> list[str]:
