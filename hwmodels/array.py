@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from hwmodels import mapper
 from hwmodels.cost import FLOAT, FLOAT_COLUMNS, INT, INT_COLUMNS, InfeasibleLayer, PackedCosts, UnsupportedLayer
-from hwmodels.workload import Layer, Workload
+from hwmodels.workload import Layer, Workload, pack
 
 _RESIDENT = {"input": mapper.INPUT_RESIDENT, "output": mapper.OUTPUT_RESIDENT}
 
@@ -120,12 +120,12 @@ def _refuse(model: ArrayModel, layer: Layer, status: int) -> None:
     """Raise what keeps the array from running the layer."""
     if status == mapper.TOO_WIDE:
         raise UnsupportedLayer(f"Layer {layer.name!r}: {model.refusal(layer)}")
-    taps = layer.kernel_size[0] * layer.kernel_size[1]
-    name, needed_bits, column = {
-        mapper.NO_WEIGHT_TILE: ("weight", taps * layer.weight_bits, "weight_capacity_bits"),
-        mapper.NO_INPUT_TILE: ("input", taps * layer.input_bits, "input_capacity_bits"),
-        mapper.NO_OUTPUT_TILE: ("output", layer.output_bits, "output_capacity_bits"),
+    name, operand, column = {
+        mapper.NO_WEIGHT_TILE: ("weight", 0, "weight_capacity_bits"),
+        mapper.NO_INPUT_TILE: ("input", 1, "input_capacity_bits"),
+        mapper.NO_OUTPUT_TILE: ("output", 2, "output_capacity_bits"),
     }[status]
+    needed_bits = int(mapper.smallest_tile_bits(pack([layer])[0], model.kernel_chip, operand))
     there_bits = int(model.kernel_chip[mapper.CHIP_COLUMNS.index(column)])
     raise InfeasibleLayer(
         f"Layer {layer.name!r}: its smallest tile needs {needed_bits} bits in half of the {name} buffer, "

@@ -412,6 +412,15 @@ def _dense(row, lane, serial, core_pj, resident, chip, price, xs, n_xs, cs, ks, 
                 c_units = (n_c - 1) * ceil_div(c * taps, lanes) + ceil_div(c_last * taps, lanes)
             else:
                 c_units = taps * sum_ceil(C, c, lanes)
+            # Room that the c channels of a tile, and all channels tile by tile, take up in the rows' banks.
+            if dataflow == OUTPUT_STATIONARY:
+                c_room, all_c_room, tap_room = c, C, taps
+            elif expanded:
+                c_room = pad_to(c * taps, rows)
+                all_c_room, tap_room = (n_c - 1) * c_room + pad_to(c_last * taps, rows), 1
+            else:
+                c_room = pad_to(c, rows)
+                all_c_room, tap_room = (n_c - 1) * c_room + pad_to(c_last, rows), taps
             in_array = dataflow in (REDUCTION_COLUMNS, OUTPUT_STATIONARY, SHARED_WEIGHTS)
             accumulations = n_c if in_array else c_units
             out_width = wide if accumulations > 1 else ob
