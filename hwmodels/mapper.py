@@ -379,6 +379,7 @@ def _dense(row, lane, serial, core_pj, resident, chip, price, xs, n_xs, cs, ks, 
         compulsory += N * G * K * P * Q * ob
     if not in_resident:
         compulsory += G * C * xs[0, _IN_TOTAL] * stored
+    least_input = xs[0, _IN_TOTAL]
     outputs = N * G * K * P * Q
     finished = outputs * ob
     least_units = xs[0, _UNITS]
@@ -499,6 +500,23 @@ def _dense(row, lane, serial, core_pj, resident, chip, price, xs, n_xs, cs, ks, 
                             w_reads = G * repeats * x_units * weights * wb
                         first = w_first + (0 if in_resident else c * t[_IN_FIRST] * stored)
                         last = 0 if out_resident else k_last * t[_PIXELS_LAST] * ob
+                        # What every order costs at least: each weight and input tile fetched once.
+                        low_dram = compulsory + (0 if in_resident else G * C * (t[_IN_TOTAL] - least_input) * stored)
+                        low_cycles = (
+                            max(compute * float(bandwidth) + first + last, float(low_dram)) / bandwidth + fill
+                        ) * (1 - 1e-12)
+                        low_energy = (
+                            compute * core_pj
+                            + low_cycles * price[7]
+                            + low_dram * price[6]
+                            + w_reads * price[0]
+                            + G * weights * wb * price[1]
+                            + i_reads * price[2]
+                            + (0 if free_input else G * repeats * C * in_fill * ib) * price[3]
+                            + (outputs * (accumulations - 1) * wide + finished) * (price[4] + price[5])
+                        ) * (1 - 1e-12)
+                        if not better(objective, low_cycles, low_energy, best[0], best[1]):
+                            continue
                         for order in range(2 if n_c == 1 else 6):
                             w_trips, i_trips, spills = order_reuse(
                                 order, n_x, n_k, n_c, w_all, w_k, w_c, i_all, i_x, i_c, o_all, o_x, o_k
