@@ -24,7 +24,7 @@ State = dict[str, Any]
 CONFIG_NAME, STATE_NAME, LOCK_NAME = "config.json", "state.safetensors", "lock"
 
 
-class RunDirectoryError(RuntimeError):
+class RunDirectoryError(ValueError):
     """A run directory that this run must not write."""
 
 
