@@ -377,33 +377,46 @@ class CostReport:
     def __str__(self) -> str:
         """The table for a terminal: one row a layer, a total row, and the totals below."""
         has_energy = self._has_energy()
-        header = f"{'layer':<24}{'w/a':>6}{'MMACs':>9}{'kcycles':>10}{'stall%':>8}{'util%':>7}"
-        header += f"{'uJ':>9}{'bound':>7}" if has_energy else f"{'us':>9}{'bound':>7}"
+
+        def line(*cells: str) -> str:
+            name, *numbers, bound = cells
+            widths = (5, 8, 9, 6, 5, 9)
+            return (
+                f"{name:<23} "
+                + " ".join(f"{n:>{w}}" for n, w in zip(numbers, widths, strict=True))
+                + f" {bound}".rstrip()
+            )
+
+        header = line("layer", "w/a", "MMACs", "kcycles", "stall%", "util%", "uJ" if has_energy else "us", "bound")
         lines = [header, "-" * len(header)]
         for layer, cost in zip(self.workload.layers, self.layers, strict=True):
-            name = layer.name if len(layer.name) <= 23 else "..." + layer.name[-20:]
-            bits = f"{layer.weight_bits}/{layer.input_bits}" if layer.is_mac else f"-/{layer.input_bits}"
-            last = cost.energy.total_pj * 1e-6 if cost.energy else cost.latency_s * 1e6
+            cycles, stalls, used = cost.cycles, cost.stall_cycles, cost.utilization
             lines.append(
-                f"{name:<24}{bits:>6}{layer.macs / 1e6:>9.2f}"
-                + (f"{cost.cycles / 1e3:>10.1f}" if cost.cycles is not None else f"{'-':>10}")
-                + (
-                    f"{100 * cost.stall_cycles / max(cost.cycles, 1):>8.1f}"
-                    if cost.cycles and cost.stall_cycles is not None
-                    else f"{'-':>8}"
+                line(
+                    layer.name if len(layer.name) <= 23 else "..." + layer.name[-20:],
+                    f"{layer.weight_bits}/{layer.input_bits}" if layer.is_mac else f"-/{layer.input_bits}",
+                    f"{layer.macs / 1e6:.2f}",
+                    "-" if cycles is None else f"{cycles / 1e3:.1f}",
+                    "-" if not cycles or stalls is None else f"{100 * stalls / cycles:.1f}",
+                    "-" if used is None or not layer.is_mac else f"{100 * used:.1f}",
+                    f"{cost.energy.total_pj * 1e-6:.3f}" if cost.energy else f"{cost.latency_s * 1e6:.3f}",
+                    cost.bound or "-",
                 )
-                + (f"{100 * cost.utilization:>7.1f}" if cost.utilization is not None and layer.is_mac else f"{'-':>7}")
-                + f"{last:>9.3f}{cost.bound or '-':>7}"
             )
         lines.append("-" * len(header))
-        known = [cost for cost in self.layers if cost.cycles is not None]
-        cycles = sum(cost.cycles or 0 for cost in known)
-        stalls = sum(cost.stall_cycles or 0 for cost in known)
-        last = self.energy.total_pj * 1e-6 if has_energy else self.latency_s * 1e6
+        cycles = sum(cost.cycles or 0 for cost in self.layers)
+        stalls = sum(cost.stall_cycles or 0 for cost in self.layers)
         lines.append(
-            f"{'total':<24}{'':>6}{self.workload.macs / 1e6:>9.2f}"
-            + (f"{cycles / 1e3:>10.1f}{100 * stalls / cycles:>8.1f}" if cycles else f"{'-':>10}{'-':>8}")
-            + f"{'':>7}{last:>9.1f}"
+            line(
+                "total",
+                "",
+                f"{self.workload.macs / 1e6:.2f}",
+                f"{cycles / 1e3:.1f}" if cycles else "-",
+                f"{100 * stalls / cycles:.1f}" if cycles else "-",
+                "",
+                f"{self.energy.total_pj * 1e-6:.1f}" if has_energy else f"{self.latency_s * 1e6:.1f}",
+                "",
+            )
         )
         lines.append("")
         lines.append(f"latency {_si(self.latency_s, 's')}   {self.frames_per_s:.4g} frames/s")

@@ -283,7 +283,10 @@ class Graph:
         result = distinct[0]
         batch, channels, size = _elements(shape)
         for other in distinct[1:]:
-            result = self.add(Layer(name, channels, channels, size, batch=batch, op=op), result, other)
+            fewer = other.count if other.count < math.prod(shape) else None
+            result = self.add(
+                Layer(name, channels, channels, size, batch=batch, op=op, second_count=fewer), result, other
+            )
         return dataclasses.replace(result, shape=tuple(shape))
 
     # --- the record -------------------------------------------------------------------------------------------------
@@ -361,7 +364,7 @@ def _edges(workload: Workload) -> set[tuple[Any, ...]]:
     position: dict[str | None, int] = {layer.name: i for i, layer in enumerate(workload.layers)}
     return {
         (position.get(t.producer, -1), tuple(sorted({(position[name], operand) for name, operand in t.consumers})),
-         t.shape, t.bits)
+         t.count, t.bits)
         for t in workload.tensors
     }  # fmt: skip
 

@@ -50,6 +50,7 @@ _WB, _IB, _OB, _SB, _OP = (
     _ROW[name] for name in ("weight_bits", "input_bits", "output_bits", "stored_input_bits", "op")
 )
 WEIGHT_BITS, INPUT_BITS = _WB, _IB
+_SECOND = _ROW["second_count"]
 _N_MAC_OPS = len(MAC_OPS)
 _ADD, _MUL = (_N_MAC_OPS + DATA_OPS.index(op) for op in ("add", "mul"))
 _STATUS, _CYCLES, _COMPUTE, _TRAFFIC0, _USED0 = (
@@ -737,7 +738,7 @@ def _stream(row, resident, chip, price, ints):
     height = axis_rows(row[_H], row[_PAD_TOP], R, row[_STRIDE_H], row[_DILATION_H], P, P)[0]
     width = axis_rows(row[_H + 1], row[_PAD_TOP + 2], S, row[_STRIDE_H + 1], row[_DILATION_H + 1], Q, Q)[0]
     inputs = N * channels_in * height * width
-    second = inputs if row[_OP] == _ADD or row[_OP] == _MUL else 0
+    second = row[_SECOND] if row[_OP] == _ADD or row[_OP] == _MUL else 0
     outputs = N * channels_out * P * Q
     dram_read = (0 if in_resident else inputs * stored) + second * wb
     dram_write = 0 if out_resident else outputs * ob

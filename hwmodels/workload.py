@@ -97,6 +97,8 @@ class Layer:
     reads_network_input : bool
         Whether the input is the network's own input. The reference Bit Fusion model maps such convolutions
         as im2col.
+    second_count : int, optional
+        Elements of the second operand of an addition or a product that broadcasts it. None: as many as of the first.
 
     Raises
     ------
@@ -127,6 +129,7 @@ class Layer:
     op: Op = "conv"
     stored_input_bits: int | None = None
     reads_network_input: bool = False
+    second_count: int | None = None
 
     def __post_init__(self) -> None:
         name = self.name
@@ -157,6 +160,11 @@ class Layer:
             raise ValueError(
                 f"Layer {name!r}: groups must divide both channel counts, got groups={self.groups}, "
                 f"in_channels={self.in_channels}, out_channels={self.out_channels}."
+            )
+        if self.second_count is not None and (self.second_count < 1 or self.op not in ("add", "mul")):
+            raise ValueError(
+                f"Layer {name!r}: second_count must be at least 1 and is for add and mul alone, got "
+                f"second_count={self.second_count}, op={self.op!r}."
             )
         if self.stored_input_bits is not None and self.stored_input_bits < self.input_bits:
             raise ValueError(
@@ -229,7 +237,7 @@ class Layer:
     def weight_count(self) -> int:
         """Elements of the second operand: weights, or the second activation; 0 where there is none."""
         if self.op in ("add", "mul"):
-            return self.input_count
+            return self.input_count if self.second_count is None else self.second_count
         if not self.is_mac:
             return 0
         return self.out_channels * (self.in_channels // self.groups) * self.kernel_size[0] * self.kernel_size[1]
@@ -302,6 +310,7 @@ PACKED_COLUMNS = (
     "N", "K", "C", "P", "Q", "R", "S", "G", "H", "W",
     "stride_h", "stride_w", "dilation_h", "dilation_w", "pad_top", "pad_bottom", "pad_left", "pad_right",
     "weight_bits", "input_bits", "output_bits", "stored_input_bits", "op", "reads_network_input",
+    "second_count",
 )  # fmt: skip
 _OP_CODE = {op: code for code, op in enumerate(MAC_OPS + DATA_OPS)}
 
@@ -312,7 +321,7 @@ def pack(layers: Iterable[Layer]) -> NDArray[np.int64]:
         (
             *layer.dims, *layer.in_size, *layer.stride, *layer.dilation, *layer.pads[0], *layer.pads[1],
             layer.weight_bits, layer.input_bits, layer.output_bits, layer.stored_input_bits or layer.input_bits,
-            _OP_CODE[layer.op], layer.reads_network_input,
+            _OP_CODE[layer.op], layer.reads_network_input, layer.weight_count,
         )
         for layer in layers
     ]  # fmt: skip
