@@ -1,0 +1,208 @@
+"""Quantizers and quantized networks against closed forms."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from codesign.quant import (
+    QuantConv2d,
+    QuantLinear,
+    UniformQuantizer,
+    calibrate,
+    fake_quantize,
+    quantize,
+    quantized_layers,
+    recalibrate_batchnorm,
+    set_bits,
+)
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3, groups=4),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3),
+    )  # fmt: skip
+
+
+IMAGES = torch.rand(32, 2, 6, 6, generator=generator(1))
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])
+def test_values_are_multiples_of_the_step_on_at_most_two_to_the_bits_levels(bits, signed):
+    x = torch.randn(5000, generator=generator())
+    x = x if signed else x.abs()
+    quantizer = UniformQuantizer(bits)
+    quantizer.calibrate(x)
+    levels = quantizer(x) / quantizer.step
+    assert torch.equal(levels.round(), levels) or torch.allclose(levels.round(), levels, atol=1e-4)
+    levels = levels.round()
+    assert levels.unique().numel() <= 2**bits
+    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+    assert low <= levels.min() and levels.max() <= high
+
+
+def test_a_value_goes_to_the_nearest_level():
+    x = torch.linspace(-3, 3, 1001)
+    step, low, high = torch.tensor(0.37), -4.0, 3.0
+    levels = step * torch.arange(low, high + 1)
+    nearest = (x[:, None] - levels).abs().min(dim=1).values
+    assert torch.allclose((fake_quantize(x, step, low, high) - x).abs(), nearest, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["minmax", "mse"])
+def test_quantizing_twice_is_quantizing_once(method):
+    x = torch.randn(1000, generator=generator())
+    for bits in (2, 4, 8):
+        quantizer = UniformQuantizer(bits)
+        quantizer.calibrate(x, method)
+        assert torch.equal(quantizer(quantizer(x)), quantizer(x))
+
+
+def test_the_mean_error_falls_with_bits_and_mse_is_no_worse_than_minmax():
+    x = torch.randn(4000, generator=generator())
+    errors = {}
+    for method in ("minmax", "mse"):
+        for bits in range(2, 9):
+            quantizer = UniformQuantizer(bits)
+            quantizer.calibrate(x, method)
+            errors[method, bits] = (quantizer(x) - x).square().mean().item()
+    for bits in range(2, 8):
+        assert errors["mse", bits + 1] < errors["mse", bits] <= errors["minmax", bits]
+
+
+def test_minmax_clips_nothing():
+    for x in (torch.tensor([-3.0, 1.0]), torch.tensor([0.5, 3.0]), torch.tensor([-1.0, 5.0])):
+        quantizer = UniformQuantizer(4)
+        quantizer.calibrate(x, "minmax")
+        assert quantizer.low * quantizer.step <= x.min() + 1e-6 and x.max() <= quantizer.high * quantizer.step + 1e-6
+
+
+def test_the_gradient_is_one_inside_the_range_and_zero_outside():
+    step, low, high = torch.tensor(0.25), -8.0, 7.0
+    x = torch.linspace(-3, 3, 401, requires_grad=True)
+    upstream = torch.randn(401, generator=generator())
+    fake_quantize(x, step, low, high).backward(upstream)
+    inside = (x >= low * step) & (x <= high * step)
+    assert torch.equal(x.grad, upstream * inside)
+    assert inside.any() and not inside.all()
+
+
+def test_the_gradient_of_the_step_is_that_of_learned_step_sizes():
+    x = torch.randn(300, generator=generator(), dtype=torch.float64) * 3
+    step = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    upstream = torch.randn(300, generator=generator(1), dtype=torch.float64)
+    fake_quantize(x, step, -4.0, 3.0).backward(upstream)
+    u = (x / step).detach()
+    expected = torch.where(u < -4, -4.0, torch.where(u > 3, 3.0, u.round() - u))
+    assert torch.allclose(step.grad, (upstream * expected).sum())
+
+
+def test_only_data_with_negative_values_gets_a_signed_quantizer():
+    quantizer = UniformQuantizer(4)
+    quantizer.calibrate(torch.tensor([0.0, 1.0]))
+    assert (quantizer.low, quantizer.high) == (0, 15)
+    quantizer.calibrate(torch.tensor([-0.1, 1.0]))
+    assert (quantizer.low, quantizer.high) == (-8, 7)
+
+
+def test_a_quantizer_read_back_from_its_state_is_the_same():
+    quantizer = UniformQuantizer(4)
+    quantizer.calibrate(torch.randn(100, generator=generator()))
+    other = UniformQuantizer(4)
+    other.load_state_dict(quantizer.state_dict())
+    x = torch.randn(50, generator=generator(2))
+    assert torch.equal(other(x), quantizer(x)) and other.low == -8
+
+
+def test_zeros_stay_zeros_and_bad_data_is_refused():
+    quantizer = UniformQuantizer(2)
+    quantizer.calibrate(torch.zeros(10))
+    assert torch.equal(quantizer(torch.zeros(10)), torch.zeros(10))
+    for bad in (torch.empty(0), torch.tensor([1.0, float("nan")])):
+        with pytest.raises(ValueError, match="finite values"):
+            quantizer.calibrate(bad)
+    with pytest.raises(ValueError, match="bits=0"):
+        UniformQuantizer(0)
+
+
+def test_a_quantized_layer_is_the_layer_on_quantized_operands():
+    net = network()
+    q = quantize(net, (4, 8))
+    calibrate(q, IMAGES)
+    conv = q[0]
+    assert isinstance(conv, QuantConv2d) and isinstance(q[6], QuantLinear)
+    x, w = conv.input_quantizers["8"](IMAGES), conv.weight_quantizers["4"](net[0].weight)
+    assert torch.equal(conv(IMAGES), nn.functional.conv2d(x, w, padding=1))
+    assert conv.quantized_weight().unique().numel() <= 2**4
+
+
+def test_the_original_is_left_alone_and_float_bits_give_its_outputs():
+    net = network().eval()
+    before = copy.deepcopy(net.state_dict())
+    q = quantize(net, 2).eval()
+    calibrate(q, IMAGES)
+    set_bits(q, None)
+    assert torch.equal(q(IMAGES), net(IMAGES))
+    assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
+    assert isinstance(net[0], nn.Conv2d) and not isinstance(net[0], QuantConv2d)
+
+
+def test_bits_can_be_given_by_layer_and_layers_left_in_float():
+    q = quantize(network(), {"0": (2, 8), "6": 4})
+    assert [(name, layer.weight_bits, layer.input_bits) for name, layer in quantized_layers(q)] == [
+        ("0", 2, 8),
+        ("6", 4, 4),
+    ]
+    q = quantize(network(), {"0": 8}, bitwidths=(2, 4))
+    assert [(n, layer.weight_bits) for n, layer in quantized_layers(q)] == [("0", 8), ("3", None), ("6", None)]
+
+
+def test_one_step_for_each_layer_and_bitwidth():
+    q = quantize(network(), 8, bitwidths=(2, 4))
+    calibrate(q, IMAGES)
+    for _, layer in quantized_layers(q):
+        steps = [layer.weight_quantizers[b].step.item() for b in ("2", "4", "8")]
+        assert steps[0] > steps[1] > steps[2] > 0
+
+
+def test_inputs_after_a_linear_layer_are_signed_and_after_a_relu_they_are_not():
+    q = quantize(network(), 4)
+    calibrate(q, IMAGES)
+    lows = {name: layer.input_quantizers["4"].low for name, layer in quantized_layers(q)}
+    assert lows == {"0": 0.0, "3": 0.0, "6": -8.0}  # layer 3 reads a ReLU, layer 6 a convolution without one
+
+
+def test_calibration_does_not_depend_on_the_bits_that_are_set_and_keeps_them():
+    a, b = quantize(network(), 2, (2, 8)), quantize(network(), 8, (2, 8))
+    calibrate(a, IMAGES)
+    calibrate(b, IMAGES)
+    assert all(torch.equal(a.state_dict()[k], v) for k, v in b.state_dict().items())
+    assert {layer.weight_bits for _, layer in quantized_layers(a)} == {2}
+
+
+def test_recalibrated_statistics_are_those_of_the_data_averaged_over_batches():
+    net = network()
+    net[1].running_mean.fill_(7.0)
+    weights = copy.deepcopy(list(net.parameters()))
+    recalibrate_batchnorm(net, IMAGES, batch_size=8)
+    x = net[0](IMAGES)
+    assert torch.allclose(net[1].running_mean, x.mean(dim=(0, 2, 3)), atol=1e-6)
+    by_batch = torch.stack([part.var(dim=(0, 2, 3)) for part in x.split(8)])
+    assert torch.allclose(net[1].running_var, by_batch.mean(dim=0), atol=1e-6)
+    assert all(torch.equal(a, b) for a, b in zip(weights, net.parameters(), strict=True))
+    assert net[1].momentum == nn.BatchNorm2d(4).momentum and net.training
+
+
+def test_layers_and_bits_that_are_not_there_are_named():
+    with pytest.raises(ValueError, match=r"got 9, conv; the layers are 0, 3, 6"):
+        quantize(network(), {"conv": 4, "9": 2})
+    with pytest.raises(ValueError, match=r"layer '0' must have a quantizer .* got 4; it has 8"):
+        set_bits(quantize(network(), 8), 4)
