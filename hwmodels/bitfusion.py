@@ -61,12 +61,14 @@ class BitFusionEnergies:
     )
 
     def __post_init__(self) -> None:
-        for part in dataclasses.fields(self):
-            energy = getattr(self, part.name)
+        for name, energy in vars(self).items():
             if not (isinstance(energy, (int, float)) and 0 <= energy < math.inf):
-                raise ValueError(
-                    f"BitFusionEnergies: {part.name} must be a number of at least 0, got {part.name}={energy!r}."
-                )
+                raise ValueError(f"BitFusionEnergies: {name} must be a number of at least 0, got {name}={energy!r}.")
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """The energies in the order of the fields."""
+        return tuple(vars(self).values())
 
 
 @dataclass(frozen=True)
@@ -254,7 +256,7 @@ class BitFusion:
             4 * self.input_buffer_bytes, 4 * self.output_buffer_bytes, self.dram_bits_per_cycle,
             self.mapping == "im2col",
         )  # fmt: skip
-        return np.array(shape, dtype=np.int64), np.array(dataclasses.astuple(self.unit_energies)[:8])
+        return np.array(shape, dtype=np.int64), np.array(self.unit_energies.values[:8], dtype=np.float64)
 
     @cached_property
     def kernel_chip(self) -> NDArray[np.int64]:
@@ -272,7 +274,7 @@ class BitFusion:
     @cached_property
     def kernel_price(self) -> NDArray[np.float64]:
         """The unit energies as the mapping kernel takes them."""
-        return np.array(dataclasses.astuple(self.unit_energies)[1:], dtype=np.float64)
+        return np.array(self.unit_energies.values[1:], dtype=np.float64)
 
     def steps(self, weight_bits: NDArray[np.int64], input_bits: NDArray[np.int64]) -> Steps:
         """What a step of the array does at these operand widths.

@@ -233,10 +233,8 @@ def _search(
                     least_w = all_w if all_w <= cap_w else weight
                     least_u = all_u if all_u <= cap_u else out
                     bound = max(all_w + all_a + 2 * all_u, compute * bandwidth + least_w + least_a + 2 * least_u)
-                    found[n_found, 0], found[n_found, 1] = (
-                        bound,
-                        ((i * _MAX_TILES + j) * _MAX_TILES + y) * _MAX_TILES + z,
-                    )
+                    found[n_found, 0] = bound
+                    found[n_found, 1] = ((i * _MAX_TILES + j) * _MAX_TILES + y) * _MAX_TILES + z  # ascends as searched
                     if bound < least:
                         least, least_at = bound, n_found
                     n_found += 1
@@ -275,18 +273,29 @@ def _search(
 
 
 @njit(cache=True, nogil=True)
-def _may_overflow(K, P, S, IC, OC, B, G, wb, ib, lanes, cols, bandwidth):
-    """Whether some count might leave 64 bits; tiles of powers of two are at most twice their share of the layer."""
-    taps, pixels, pairs = float(K * K), 8.0 * B * P * P, 4.0 * IC * OC
+def _padded(smallest, size):
+    """The most that equal tiles, doublings of the smallest, add up to."""
+    while smallest < size:
+        smallest *= 2
+    return np.float64(smallest)
+
+
+@njit(cache=True, nogil=True)
+def _may_overflow(K, P, S, IC, OC, B, G, wb, ib, lanes, im2col, cols, bandwidth):
+    """Whether some count might leave 64 bits."""
+    taps, reduction, pixels = np.float64(K * K), _padded(1, IC), _padded(1, B) * _padded(1, P) ** 2
+    folds = max(_padded(1, OC), _padded(cols, OC))
+    columns = folds + (np.float64(OC) * cols if im2col else 0.0)
+    macs = pixels * reduction * taps * folds
     largest = max(
-        pixels * pairs * (taps + lanes) * wb,  # weights fetched again for every pixel
-        16.0 * B * (float(P) * (K + S)) ** 2 * pairs * ib,  # inputs fetched again for every output channel
-        pixels * pairs * (2 + cols) * PARTIAL_SUM_BITS,  # partial sums fetched again for every input channel
-        pixels * pairs * taps * max(64, bandwidth),
+        pixels * (reduction * taps + np.float64(IC) * lanes) * folds * wb,  # weights fetched again for every pixel
+        pixels * (K + S) ** 2.0 * reduction * OC * ib,  # inputs fetched again for every output channel
+        pixels * columns * IC * PARTIAL_SUM_BITS,  # partial sums fetched again for every input channel
+        macs * max(wb, ib, PARTIAL_SUM_BITS, bandwidth),
     )
-    if lanes < 2 or max(wb, ib) > 16:
-        largest = max(largest, pixels * pairs * taps * (2 + lanes) * (2 + cols) * 64)
-    return 4 * G * largest > _MAX_COUNT
+    if lanes < 2 or max(wb, ib) > 16:  # the measure of the stationarities is padded to lanes and columns
+        largest = max(largest, pixels * taps * (reduction + np.float64(IC) * lanes) * columns * 64)
+    return 4.0 * G * largest > _MAX_COUNT
 
 
 @njit(cache=True, nogil=True)
@@ -337,7 +346,7 @@ def price_layers(layers, chip, pj, first, classes, orders, ints, floats):
             out[_STATUS] = TOO_WIDE
             continue
         lanes = rows * per_unit
-        if _may_overflow(K, P, S, IC, OC, B, G, wb, ib, lanes, cols, chip[7]):
+        if _may_overflow(K, P, S, IC, OC, B, G, wb, ib, lanes, im2col, cols, chip[7]):
             out[_STATUS] = TOO_LARGE
             continue
         if not _search(

@@ -66,15 +66,15 @@ class SramModel:
     Relative error, median and largest, at the 72 banks of ``data/sram.csv``; "left out" is the error at a bank that
     was taken out of the table before the fit, the ends of the table included:
 
-    ============  ==============  ===============
-    figure        power law       left out
-    ============  ==============  ===============
-    read          15.7 %, 60 %     6.3 %, 31 %
-    write          8.6 %, 30 %     6.9 %, 23 %
-    leakage        3.1 %, 12 %     2.7 %, 12 %
-    area          12.8 %, 49 %     5.6 %, 32 %
-    access time   11.7 %, 39 %     6.8 %, 22 %
-    ============  ==============  ===============
+    ============  ================  ================
+    figure        power law         left out
+    ============  ================  ================
+    read          15.7 %, 60.1 %     6.3 %, 30.6 %
+    write          8.6 %, 30.0 %     6.9 %, 23.4 %
+    leakage        2.9 %, 11.9 %     2.7 %, 12.1 %
+    area          12.8 %, 49.2 %     5.6 %, 32.4 %
+    access time   11.7 %, 39.1 %     6.8 %, 22.1 %
+    ============  ================  ================
     """
 
     def __init__(self, geometry: NDArray[np.float64], figures: NDArray[np.float64]) -> None:
