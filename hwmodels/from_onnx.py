@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 Shape = tuple[int, ...]
 
+#: Constants of at most this many elements are computed where shapes may depend on them.
+SMALL = 1024
+
 #: Operators that make no layer, and why. Edges of the graph pass through them.
 IGNORED: dict[str, str] = {
     **each(
@@ -37,7 +40,7 @@ IGNORED: dict[str, str] = {
 }
 
 #: Operators that take the shape of an activation and none of its data.
-CONSTANTS = frozenset({"Shape", "Size", "ConstantOfShape", "EyeLike"})
+CONSTANTS = frozenset({"Shape", "Size", "EyeLike", "RandomNormalLike", "RandomUniformLike"})
 
 #: Operators that combine their operands element by element, and the layer that they make where two or more are
 #: activations. Of one activation they are a function that fuses with the layer before.
@@ -71,40 +74,42 @@ CONTRIBUTED: dict[str, tuple[str, tuple[int, ...]]] = {
 
 
 class _Reader:
-    """Goes through the nodes of a graph with known shapes and records them in a `Graph`."""
+    """Goes through the nodes of a graph, infers shapes as it goes, and records layers in a `Graph`."""
 
-    def __init__(self, model: onnx.ModelProto, called: str, bits: int) -> None:
-        import onnx
+    def __init__(self, model: onnx.ModelProto, called: str, inputs: Mapping[str, Shape], bits: int) -> None:
+        from onnx import TensorProto, helper
 
         self.graph = Graph(bits)
         self.called = called
         self.unknown: dict[str, list[str]] = {}
         self.opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=1)
-        self._shapes: dict[str, Shape] = {}
-        self._types: dict[str, int] = {}
-        self._values: dict[str, onnx.TensorProto] = {}
+        self._type_name = TensorProto.DataType.Name
+        self._types: dict[str, onnx.TypeProto] = {}
+        self._failures: dict[str, str] = {}  # why shape inference did not succeed
+        self._values: dict[str, onnx.TensorProto] = {}  # small constants
         self._activations: dict[str, Activation | None] = {"": None}
         self._origin: dict[str, str] = {}  # the initializer that a constant comes from
         self._constant_bits: dict[str, int] = {}
-        self._type_name = onnx.TensorProto.DataType.Name
-        for info in (*model.graph.value_info, *model.graph.input, *model.graph.output):
-            tensor = info.type.tensor_type
-            dims = [dim.dim_value for dim in tensor.shape.dim]
-            self._types[info.name] = tensor.elem_type
-            if tensor.HasField("shape") and all(dim > 0 for dim in dims):
-                self._shapes[info.name] = tuple(dims)
+        self._stated = {info.name: info.type for info in (*model.graph.value_info, *model.graph.output)}
         for value in model.graph.initializer:
             self._keep(value.name, value)
             self._origin[value.name] = value.name
         for info in model.graph.input:
-            if info.name not in self._activations:
-                self._activations[info.name] = self.graph.input(self._shapes[info.name])
+            if info.name in inputs:
+                elem_type = info.type.tensor_type.elem_type
+                self._types[info.name] = helper.make_tensor_type_proto(elem_type, inputs[info.name])
+                self._activations[info.name] = self.graph.input(inputs[info.name])
         for node in model.graph.node:
-            self._record(node)
+            self._record(_standardized(node))
 
     def _keep(self, name: str, value: onnx.TensorProto) -> None:
-        self._values[name], self._activations[name] = value, None
-        self._shapes[name], self._types[name] = tuple(value.dims), value.data_type
+        """A constant: its type, and its numbers where shapes may depend on them."""
+        from onnx import helper
+
+        self._activations[name] = None
+        self._types[name] = helper.make_tensor_type_proto(value.data_type, list(value.dims))
+        if math.prod(value.dims) <= SMALL and value.data_location != value.EXTERNAL:
+            self._values[name] = value
 
     # --- what a node sees -------------------------------------------------------------------------------------------
 
@@ -116,12 +121,21 @@ class _Reader:
         NetworkError
             Where neither the file nor shape inference knows it.
         """
-        if name not in self._shapes:
+        shape = self._known_shape(name)
+        if shape is None:
+            reason = self._failures.get(name)
             raise NetworkError(
                 f"from_onnx: {self.called} must have static shapes, but that of tensor {name!r} is unknown after shape "
-                "inference; give input_shape, or export the network with fixed shapes."
+                f"inference{f' ({reason})' if reason else ''}; give input_shape, or export it with fixed shapes."
             )
-        return self._shapes[name]
+        return shape
+
+    def _known_shape(self, name: str) -> Shape | None:
+        if name not in self._types:
+            return None
+        tensor = self._types[name].tensor_type
+        dims = tuple(dim.dim_value for dim in tensor.shape.dim)
+        return dims if tensor.HasField("shape") and all(dim.HasField("dim_value") for dim in tensor.shape.dim) else None
 
     def activation(self, name: str) -> Activation | None:
         """What a tensor holds, at the width of its type where that is quantized; None for constants."""
@@ -137,9 +151,11 @@ class _Reader:
 
     def quantized_bits(self, name: str) -> int | None:
         """The width of a tensor's type; None for floats of 16 bits or more, and for accumulators."""
-        found = re.match(r"(?:U?INT|FLOAT)(\d+)", self._type_name(self._types.get(name, 0)))
-        bits = int(found[1]) if found else 32
-        return bits if bits <= 8 or (bits == 16 and "INT16" in self._type_name(self._types[name])) else None
+        if name not in self._types:
+            return None
+        found = re.match(r"(U?INT|FLOAT)(\d+)", self._type_name(self._types[name].tensor_type.elem_type))
+        widest = {"INT": 16, "UINT": 16, "FLOAT": 8}
+        return int(found[2]) if found and int(found[2]) <= widest[found[1]] else None
 
     def weight_bits(self, name: str) -> int:
         """The width of a constant operand: that of its type, or of the type that it was dequantized from."""
@@ -166,8 +182,10 @@ class _Reader:
                 f"from_onnx: {self.called} must be a sorted graph, but node {node.name or node.op_type!r} reads "
                 f"{', '.join(map(repr, missing))}, which nothing before it writes."
             )
+        self._infer(node)
         operator = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"
-        sources = [x for x in map(self.activation, node.input) if x is not None]
+        read = node.input[:1] if node.op_type == "CastLike" else node.input
+        sources = [x for x in map(self.activation, read) if x is not None]
         if operator in CONSTANTS or (not sources and operator not in PRODUCTS):
             self._derive_constants(node)
             return
@@ -177,28 +195,85 @@ class _Reader:
         result = handler(self, node) if handler else None
         for i, name in enumerate(node.output):
             held = sources if result is None else [result]
-            shape = self._shapes.get(name, max(held, key=lambda x: x.count).shape)
+            shape = self._known_shape(name) or max(held, key=lambda x: x.count).shape
             if result is None or i > 0:
                 self._activations[name] = self.graph.moved(held, shape)
             else:
                 self._activations[name] = dataclasses.replace(result, shape=shape)
-            self._shapes.setdefault(name, shape)
-        if node.op_type == "DynamicQuantizeLinear":
+        if node.op_type == "DynamicQuantizeLinear":  # scale and zero point
             self._activations.update(dict.fromkeys(node.output[1:]))
+
+    def _infer(self, node: onnx.NodeProto) -> None:
+        """Types of what a node writes, from types and small constants that it reads."""
+        import onnx
+
+        types = {name: self._types[name] for name in node.input if name in self._types}
+        values = {name: self._values[name] for name in node.input if name in self._values}
+        imports = [onnx.helper.make_opsetid("", self.opset)]
+        inferred: dict[str, onnx.TypeProto] = {}
+        try:
+            schema = onnx.defs.get_schema(node.op_type, self.opset, node.domain)
+            inferred = onnx.shape_inference.infer_node_outputs(schema, node, types, values, opset_imports=imports)
+        except Exception as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            self._failures.update(dict.fromkeys(node.output, f"{node.op_type}: {reason}"))
+        self._types.update(inferred)
+        for name in node.output:
+            if self._known_shape(name) is None and name in self._stated:
+                self._types[name] = self._stated[name]
 
     def _derive_constants(self, node: onnx.NodeProto) -> None:
         """Constants computed from an initializer keep its name, and the width that it was stored at."""
+        from onnx import numpy_helper
+
         for name in node.output:
             self._activations[name] = None
             for source in node.input[:1]:
                 self._constant_bits[name] = self.weight_bits(source)
                 if source in self._origin:
                     self._origin[name] = self._origin[source]
-                if node.op_type in ("Identity", "Cast") and source in self._values:
-                    self._values[name] = self._values[source]
-        for attribute in node.attribute:
-            if node.op_type == "Constant" and attribute.name == "value":
-                self._keep(node.output[0], attribute.t)
+        read = [name for name in node.input if name]
+        if node.op_type == "Constant":
+            kind, value = next(iter(_attributes(node).items()))
+            self._keep(node.output[0], value if kind == "value" else numpy_helper.from_array(np.asarray(value)))
+        elif node.op_type == "Shape" and self._known_shape(read[0]) is not None:
+            given = _attributes(node)
+            axes = slice(given.get("start", 0), given.get("end"))
+            self._keep(node.output[0], numpy_helper.from_array(np.array(self.shape(read[0])[axes], dtype=np.int64)))
+        elif all(name in self._values for name in read):
+            small = math.prod(self._known_shape(node.output[0]) or (SMALL,)) <= SMALL
+            for name, value in zip(node.output, self._compute(node, read) if small else (), strict=False):
+                self._keep(name, numpy_helper.from_array(value))
+
+    def _compute(self, node: onnx.NodeProto, read: list[str]) -> list[np.ndarray[Any, Any]]:
+        """What a node makes of small constants: arithmetic on shapes."""
+        from onnx import helper, numpy_helper, reference
+
+        types = [helper.make_value_info(name, self._types[name]) for name in dict.fromkeys(read)]
+        outputs = [helper.make_empty_tensor_value_info(name) for name in node.output]
+        graph = helper.make_graph([node], "constants", types, outputs)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)])
+        values = {name: numpy_helper.to_array(self._values[name]) for name in read}
+        try:
+            return [np.asarray(x) for x in reference.ReferenceEvaluator(model).run(None, values)]
+        except Exception as error:
+            logger.debug("%s stays unknown: %s", node.output[0], error)
+            return []
+
+
+def _standardized(node: onnx.NodeProto) -> onnx.NodeProto:
+    """An operator of ONNX Runtime as the one of the standard that it extends."""
+    from onnx import NodeProto
+
+    if node.domain != "com.microsoft" or not (node.op_type in CONTRIBUTED or node.op_type in OPERATORS):
+        return node
+    operator, places = CONTRIBUTED.get(node.op_type, (node.op_type, range(len(node.input))))
+    standard = NodeProto()
+    standard.CopyFrom(node)
+    del standard.input[:]
+    standard.input.extend(node.input[i] for i in places if i < len(node.input))
+    standard.op_type, standard.domain = operator, ""
+    return standard
 
 
 # --- handlers: each returns what its first output holds, or None where that is what its operands held -----------------
@@ -451,13 +526,11 @@ OPERATORS: dict[str, Handler] = {
 
 
 def _load(source: str | os.PathLike[str] | onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
-    """The model without its weights, as far as the file keeps them apart, and what to call it."""
+    """The model, without weights that are kept in other files, and what to call it."""
     import onnx
 
     if isinstance(source, onnx.ModelProto):
-        model, called = onnx.ModelProto(), source.graph.name or "the model"
-        model.CopyFrom(source)
-        return model, called
+        return source, source.graph.name or "the model"
     path = Path(source)
     try:
         model = onnx.load(path, load_external_data=False)
@@ -470,77 +543,46 @@ def _load(source: str | os.PathLike[str] | onnx.ModelProto) -> tuple[onnx.ModelP
     return model, str(path)
 
 
-def _lighten(model: onnx.ModelProto) -> None:
-    """Leave out the data of the weights, which shape inference would copy."""
-    for value in model.graph.initializer:
-        if math.prod(value.dims) > 1024:
-            kept = (value.name, list(value.dims), value.data_type)
-            value.Clear()
-            value.name, value.data_type = kept[0], kept[2]
-            value.dims.extend(kept[1])
-            value.data_location = value.EXTERNAL
-
-
-def _standardize(model: onnx.ModelProto) -> None:
-    """Operators of ONNX Runtime as those of the standard that they extend."""
-    for node in model.graph.node:
-        if node.domain == "com.microsoft" and node.op_type in CONTRIBUTED:
-            operator, places = CONTRIBUTED[node.op_type]
-            operands = [node.input[i] for i in places if i < len(node.input)]
-            del node.input[:]
-            node.input.extend(operands)
-            node.op_type, node.domain = operator, ""
-        elif node.domain == "com.microsoft" and node.op_type in OPERATORS:
-            node.domain = ""
-
-
 def _text(dims: Sequence[Any]) -> str:
     return "(" + ", ".join(str(dim) for dim in dims) + ")"
 
 
-def _fix_inputs(
+def _input_shapes(
     model: onnx.ModelProto, called: str, input_shape: Sequence[int] | Mapping[str, Sequence[int]] | None
-) -> None:
-    """Give every input of the network a static shape."""
+) -> dict[str, Shape]:
+    """The shape of every input of the network."""
     weights = {value.name for value in model.graph.initializer}
-    inputs = {info.name: info for info in model.graph.input if info.name not in weights}
+    inputs = {info.name: info.type.tensor_type for info in model.graph.input if info.name not in weights}
     if not inputs:
         raise NetworkError(f"from_onnx: {called} must have an input, but its graph has none.")
-    given: dict[str, Sequence[int]] = {}
+    given: Mapping[str, Sequence[int]] = {}
     if isinstance(input_shape, Mapping):
-        unknown = sorted(set(input_shape) - set(inputs))
-        if unknown:
-            raise NetworkError(
-                f"from_onnx: input_shape must name inputs of {called}, which are {', '.join(inputs)}; "
-                f"got {', '.join(unknown)}."
-            )
-        given = dict(input_shape)
+        given = input_shape
     elif input_shape is not None:
         given = {next(iter(inputs)): input_shape}
-    for name, info in inputs.items():
-        tensor = info.type.tensor_type
+    if not set(given) <= set(inputs):
+        raise NetworkError(
+            f"from_onnx: input_shape must name inputs of {called}, which are {', '.join(inputs)}; "
+            f"got {', '.join(sorted(set(given) - set(inputs)))}."
+        )
+    shapes = {}
+    for name, tensor in inputs.items():
         dims = [dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "?" for dim in tensor.shape.dim]
-        if name in given:
-            shape = [int(size) for size in given[name]]
-            if min(shape, default=0) < 1 or (tensor.HasField("shape") and len(shape) != len(dims)):
-                raise NetworkError(
-                    f"from_onnx: input_shape for input {name!r} of {called} must be {len(dims)} sizes of at least 1, "
-                    f"as in {_text(dims)}, got {_text(shape)}."
-                )
-            tensor.shape.Clear()
-            for size in shape:
-                tensor.shape.dim.add().dim_value = size
-        elif not tensor.HasField("shape") or any(isinstance(dim, str) or dim < 1 for dim in dims):
-            example = [dim if isinstance(dim, int) and dim > 0 else 1 for dim in dims] or [1, 3, 224, 224]
-            how = _text(example) if len(inputs) == 1 else f"{{{name!r}: {_text(example)}}}"
+        stated = _text(dims) if tensor.HasField("shape") else "of unknown rank"
+        if name not in given and (not tensor.HasField("shape") or any(isinstance(d, str) or d < 1 for d in dims)):
+            example = _text([dim if isinstance(dim, int) and dim > 0 else 1 for dim in dims] or [1, 3, 224, 224])
             raise NetworkError(
-                f"from_onnx: the inputs of {called} must have static shapes, but input {name!r} is {_text(dims)}; "
-                f"give its shape, for instance input_shape={how}."
+                f"from_onnx: the inputs of {called} must have static shapes, but input {name!r} is {stated}; give its "
+                f"shape, for instance input_shape={example if len(inputs) == 1 else f'{{{name!r}: {example}}}'}."
             )
-    if given:
-        del model.graph.value_info[:]
-        for info in model.graph.output:
-            info.type.tensor_type.ClearField("shape")
+        shape = tuple(int(size) for size in given.get(name, dims))
+        if min(shape, default=1) < 1 or (tensor.HasField("shape") and len(shape) != len(dims)):
+            raise NetworkError(
+                f"from_onnx: input_shape for input {name!r} of {called} must be sizes of at least 1, one for each of "
+                f"{stated}, got {_text(shape)}."
+            )
+        shapes[name] = shape
+    return shapes
 
 
 def from_onnx(
@@ -589,17 +631,12 @@ def from_onnx(
     workload. What an exporter has already computed, from constants alone, is no longer there to be counted.
     """
     try:
-        from onnx import inliner, shape_inference
+        from onnx import inliner
     except ImportError as error:
         raise ImportError("from_onnx needs the package onnx: pip install onnx, or the extra 'onnx'.") from error
     model, called = _load(source)
-    _fix_inputs(model, called, input_shape)
-    _lighten(model)
-    if model.functions:
-        model = inliner.inline_local_functions(model)
-    _standardize(model)
-    model = shape_inference.infer_shapes(model, data_prop=True)
-    reader = _Reader(model, called, float_bits)
+    inputs = _input_shapes(model, called, input_shape)
+    reader = _Reader(inliner.inline_local_functions(model) if model.functions else model, called, inputs, float_bits)
     if reader.unknown:
         text = unknown_operators_text(f"from_onnx: {called}", reader.unknown)
         if not ignore_unknown:
@@ -607,7 +644,6 @@ def from_onnx(
         logger.warning("%s", text)
     if not reader.graph.layers:
         raise NetworkError(f"from_onnx: {called} must have at least one layer, but none of its nodes makes one.")
-    weights = {value.name for value in model.graph.initializer}
-    first = next(info.name for info in model.graph.input if info.name not in weights)
-    stem = model.graph.name if called == (model.graph.name or "the model") else Path(called).stem
-    return reader.graph.workload(name or stem or "onnx", reader.shape(first)[0] if reader.shape(first) else 1)
+    stem = model.graph.name if isinstance(source, type(model)) else Path(called).stem
+    first = next(iter(inputs.values()))
+    return reader.graph.workload(name or stem or "onnx", first[0] if first else 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -424,6 +425,40 @@ class Workload:
         position: dict[Layer, int] = {}
         index = np.array([position.setdefault(layer, len(position)) for layer in self.layers], dtype=np.int64)
         return pack(position), index
+
+    def to_json(self, indent: int | None = None) -> str:
+        """Layers and tensors as JSON, fields at their defaults left out."""
+        layers = [
+            {f.name: getattr(layer, f.name) for f in dataclasses.fields(Layer) if getattr(layer, f.name) != f.default}
+            for layer in self.layers
+        ]
+        tensors = [dataclasses.asdict(tensor) for tensor in self.tensors]
+        return json.dumps({"name": self.name, "batch": self.batch, "layers": layers, "tensors": tensors}, indent=indent)
+
+    @classmethod
+    def from_json(cls, text: str) -> Workload:
+        """The workload that `to_json` wrote.
+
+        Raises
+        ------
+        ValueError
+            For text that is something else.
+        """
+        try:
+            record = json.loads(text)
+            layers = tuple(Layer(**fields) for fields in record["layers"])
+            tensors = tuple(
+                Tensor(
+                    t["producer"],
+                    tuple((name, operand) for name, operand in t["consumers"]),
+                    tuple(t["shape"]),
+                    t["bits"],
+                )
+                for t in record["tensors"]
+            )
+            return cls(record["name"], layers, tensors, record["batch"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"Workload: the JSON must be that of a workload, but {error!r} came up.") from error
 
     def _per_layer(self, what: str, bits: Bits) -> list[int]:
         """One bitwidth for each MAC layer."""
