@@ -117,7 +117,7 @@ def layer_table(
     >>> from hwmodels import BitFusion, networks
     >>> table = layer_table(networks.resnet20(), BitFusion(), weight_bits=(2, 8), input_bits=(8,))
     >>> table.latency_s.shape
-    (32, 2, 1)
+    (30, 2, 1)
     """
     pairs = [(w, a) for w in weight_bits for a in input_bits]
     reports = [estimate(workload.with_bits(w, a), hardware) for w, a in progress(pairs)]

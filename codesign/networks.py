@@ -40,12 +40,11 @@ def load_network(
         For a source that is none of these, or that cannot be read.
     """
     if source.endswith(".onnx"):
-        from hwmodels.from_onnx import from_onnx
-
-        return from_onnx(source, input_shape=input_shape, batch=batch, ignore_unknown=ignore_unknown)
+        return _from_onnx(source, input_shape, batch, ignore_unknown)
     if source.endswith(".csv"):
         from hwmodels.from_csv import from_csv
 
+        _takes_no_input(source, input_shape, batch)
         return from_csv(source)
     if ":" in source:
         return _from_factory(source, input_shape, batch, ignore_unknown)
@@ -55,6 +54,25 @@ def load_network(
     if source in NETWORKS:
         return _built_in(source, input_shape, batch)
     return _from_torchvision(source, input_shape, batch, ignore_unknown)
+
+
+def _takes_no_input(source: str, input_shape: tuple[int, ...] | None, batch: int | None) -> None:
+    if input_shape or batch:
+        raise ValueError(
+            f"Network {source!r}: its layers already have their sizes, so neither --input-shape nor --batch can "
+            "be given; change the layers."
+        )
+
+
+def _from_onnx(source: str, input_shape: tuple[int, ...] | None, batch: int | None, ignore_unknown: bool) -> Workload:
+    from hwmodels.from_onnx import from_onnx
+
+    if batch and not input_shape:
+        raise ValueError(
+            f"Network {source!r}: --batch {batch} needs the rest of the shape; give --input-shape instead."
+        )
+    shape = (batch or input_shape[0], *input_shape[1:]) if input_shape else None
+    return from_onnx(source, input_shape=shape, ignore_unknown=ignore_unknown)
 
 
 def _built_in(name: str, input_shape: tuple[int, ...] | None, batch: int | None) -> Workload:
@@ -84,7 +102,7 @@ def _from_torchvision(
         ) from None
     known = [*NETWORKS, *models.list_models()]
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
+        near = difflib.get_close_matches(name, set(known), n=4, cutoff=0.5)
         raise ValueError(
             f"Network {name!r}: it must be a built-in name ({', '.join(NETWORKS)}), a torchvision name, a file "
             "model.onnx or layers.csv, or package.module:factory"
@@ -107,6 +125,7 @@ def _from_factory(
     finally:
         sys.path.remove("")
     if isinstance(made, Workload):
+        _takes_no_input(source, input_shape, batch)
         return made
     if not _is_module(made):
         raise ValueError(

@@ -1,5 +1,5 @@
 """One file a command: its arguments, and what it calls and prints."""
 
-from codesign.commands import estimate, hardware, pareto, table
+from codesign.commands import compare, estimate, hardware, pareto, table
 
-COMMANDS = (estimate, table, hardware, pareto)
+COMMANDS = (estimate, compare, table, hardware, pareto)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -41,11 +43,17 @@ def add_network_arguments(parser: argparse.ArgumentParser, several: bool = False
     )
 
 
-def add_hardware_arguments(parser: argparse.ArgumentParser) -> None:
-    """One chip, and changes to it."""
-    parser.add_argument(
-        "--hardware", default="bitfusion", metavar="CHIP", help="a preset or chip.yaml (default: %(default)s)"
-    )
+def add_hardware_arguments(parser: argparse.ArgumentParser, several: bool = False) -> None:
+    """One chip or several, and changes to them."""
+    if several:
+        parser.add_argument(
+            "--hardware", default="bitfusion,int8-array", metavar="CHIP,...",
+            help="presets or chip.yaml files (default: %(default)s)",
+        )  # fmt: skip
+    else:
+        parser.add_argument(
+            "--hardware", default="bitfusion", metavar="CHIP", help="a preset or chip.yaml (default: %(default)s)"
+        )
     parser.add_argument(
         "--set",
         action="append",
@@ -63,7 +71,19 @@ def network(args: argparse.Namespace, source: str) -> Workload:
     """The network that the arguments name."""
     from codesign.networks import load_network
 
-    return load_network(source, args.input_shape, args.batch, args.ignore_unknown)
+    with about(source):
+        return load_network(source, args.input_shape, args.batch, args.ignore_unknown)
+
+
+@contextmanager
+def about(source: str) -> Iterator[None]:
+    """Make errors name the network that they are about."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        if source in str(error):
+            raise
+        raise ValueError(f"Network {source!r}: {error}") from error
 
 
 def hardware(args: argparse.Namespace, source: str | None = None) -> HardwareModel:

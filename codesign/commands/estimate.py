@@ -70,11 +70,12 @@ def _report(args: argparse.Namespace, source: str, chip: HardwareModel) -> CostR
     from hwmodels.cost import estimate
 
     workload = arguments.network(args, source)
-    if args.bits:
-        from codesign.bits import apply_bits
+    with arguments.about(source):
+        if args.bits:
+            from codesign.bits import apply_bits
 
-        workload = apply_bits(workload, args.bits)
-    return estimate(workload, chip, resident=args.resident)
+            workload = apply_bits(workload, args.bits)
+        return estimate(workload, chip, resident=args.resident)
 
 
 def _text(args: argparse.Namespace, report: CostReport, first: bool) -> str:

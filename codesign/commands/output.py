@@ -33,12 +33,18 @@ def progress(items: Iterable[T], unit: str) -> Iterable[T]:
     return tqdm(items, unit=f" {unit}", leave=False)
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
-    """Aligned columns under a rule; the first ``left`` columns are flush left."""
+def table(header: Sequence[str], rows: Iterable[Sequence[str] | str], left: int = 1) -> str:
+    """Aligned columns under a rule; the first ``left`` columns are flush left, and a row of text stands as it is."""
     lines = [header, *rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    widths = [
+        max(map(len, column)) for column in zip(*(line for line in lines if not isinstance(line, str)), strict=True)
+    ]
     text = [
-        "  ".join(cell.ljust(widths[i]) if i < left else cell.rjust(widths[i]) for i, cell in enumerate(line)).rstrip()
+        line
+        if isinstance(line, str)
+        else "  ".join(
+            cell.ljust(widths[i]) if i < left else cell.rjust(widths[i]) for i, cell in enumerate(line)
+        ).rstrip()
         for line in lines
     ]
     return "\n".join([text[0], "-" * (sum(widths) + 2 * (len(widths) - 1)), *text[1:]])
@@ -66,5 +72,5 @@ def check(path: str | None, suffixes: Iterable[str] = ()) -> None:
 
 
 def save(axes: Any, path: str) -> None:
-    """Write the figure that the axes belong to."""
-    axes.figure.savefig(path, dpi=150, bbox_inches="tight")
+    """Write the figure that an Axes, or the first of an array of them, belongs to."""
+    getattr(axes, "flat", [axes])[0].figure.savefig(path, dpi=150, bbox_inches="tight")
