@@ -26,7 +26,11 @@ class Steps(NamedTuple):
 
 
 class ArrayModel(Protocol):
-    """A chip that the mapping kernel prices."""
+    """A chip that the mapping kernel prices.
+
+    It may also have ``run_kernel(rows, resident)`` in place of that of this file, ``describe(ints)`` in place of
+    `mapper.describe`, and ``held(layer)``, the layer with its operands as wide as the buffers hold them.
+    """
 
     @property
     def clock_hz(self) -> float: ...
@@ -52,12 +56,33 @@ class ArrayModel(Protocol):
 def run_kernel(
     model: ArrayModel, rows: NDArray[np.int64], resident: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Price packed layers as the model runs them; results have the columns `INT_COLUMNS` and `FLOAT_COLUMNS`."""
+    own: Any = getattr(model, "run_kernel", None)
+    if own is not None:
+        results: tuple[NDArray[np.int64], NDArray[np.float64]] = own(rows, resident)
+        return results
+    steps = model.steps(rows[:, mapper.WEIGHT_BITS], rows[:, mapper.INPUT_BITS])
+    return call_kernel(rows, steps, resident, model.kernel_chip, model.kernel_price)
+
+
+def call_kernel(
+    rows: NDArray[np.int64],
+    steps: Steps,
+    resident: NDArray[np.int64],
+    chip: NDArray[np.int64],
+    price: NDArray[np.float64],
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Price packed layers; results have the columns `INT_COLUMNS` and `FLOAT_COLUMNS`."""
     ints = np.empty((len(rows), len(INT_COLUMNS)), dtype=np.int64)
     floats = np.empty((len(rows), len(FLOAT_COLUMNS)), dtype=np.float64)
-    steps = model.steps(rows[:, mapper.WEIGHT_BITS], rows[:, mapper.INPUT_BITS])
-    mapper.price_layers(rows, *steps, resident, model.kernel_chip, model.kernel_price, ints, floats)
+    mapper.price_layers(rows, *steps, resident, chip, price, ints, floats)
     return ints, floats
+
+
+def _packed_costs(
+    model: ArrayModel, ints: NDArray[np.int64], floats: NDArray[np.float64], index: NDArray[np.int64]
+) -> PackedCosts:
+    return PackedCosts(ints, floats, index, model.clock_hz, getattr(model, "describe", mapper.describe))
 
 
 def price(model: ArrayModel, workload: Workload, resident: Sequence[Sequence[str]] | None = None) -> PackedCosts:
@@ -68,8 +93,9 @@ def price(model: ArrayModel, workload: Workload, resident: Sequence[Sequence[str
     model : ArrayModel
     workload : Workload
     resident : sequence of sequences of str, optional
-        For each layer the operands, of ``"input"`` and ``"output"``, that stay on the chip. Where such a layer has no
-        room for its other tiles, it and its neighbours give the hand-over up.
+        For each layer the operands, of ``"input"`` and ``"output"``, that may stay on the chip. A hand-over takes room
+        from other tiles, so those are made that lower the sum of the layers' objective: an exact choice, by dynamic
+        programming along the layers.
 
     Raises
     ------
@@ -84,23 +110,57 @@ def price(model: ArrayModel, workload: Workload, resident: Sequence[Sequence[str
         bad = np.flatnonzero(ints[:, 0])
         if bad.size:
             _refuse(model, workload.layers[int(np.flatnonzero(index == bad[0])[0])], int(ints[bad[0], 0]))
-        return PackedCosts(ints, floats, index, model.clock_hz, mapper.describe)
+        return _packed_costs(model, ints, floats, index)
 
-    flags = np.array([sum(_RESIDENT[name] for name in names) for names in resident], dtype=np.int64)
-    while True:
-        distinct, where = np.unique(np.stack([index, flags], axis=1), axis=0, return_inverse=True)
-        ints, floats = run_kernel(
-            model, np.ascontiguousarray(rows[distinct[:, 0]]), np.ascontiguousarray(distinct[:, 1])
-        )
-        where = where.reshape(-1)
-        bad_layers = np.flatnonzero(ints[where, 0])
-        if not bad_layers.size:
-            return PackedCosts(ints, floats, where, model.clock_hz, mapper.describe)
-        if not flags[bad_layers].any():
-            _refuse(model, workload.layers[bad_layers[0]], int(ints[where[bad_layers[0]], 0]))
-        flags[bad_layers] = 0
-        flags[np.maximum(bad_layers - 1, 0)] &= ~mapper.OUTPUT_RESIDENT
-        flags[np.minimum(bad_layers + 1, len(flags) - 1)] &= ~mapper.INPUT_RESIDENT
+    allowed = np.array([sum(_RESIDENT[name] for name in names) for names in resident], dtype=np.int64)
+    every_flag = np.arange(4)
+    ints, floats = run_kernel(model, np.repeat(rows, 4, axis=0), np.tile(every_flag, len(rows)))
+    value = np.where(ints[:, 0] == mapper.OK, _objective(model, ints, floats), np.inf).reshape(-1, 4)[index]
+    value[(every_flag & ~allowed[:, None]) != 0] = np.inf
+    flags = _best_handovers(value)
+    where = 4 * index + flags
+    bad = np.flatnonzero(ints[where, 0])
+    if bad.size:
+        _refuse(model, workload.layers[bad[0]], int(ints[where[bad[0]], 0]))
+    return PackedCosts(ints, floats, where, model.clock_hz, mapper.describe)
+
+
+def _objective(model: ArrayModel, ints: NDArray[np.int64], floats: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What the chip minimises, for each row of results."""
+    cycles = ints[:, INT["cycles"]].astype(np.float64)
+    energy_pj = floats[:, FLOAT["compute_pj"] : FLOAT["leakage_pj"] + 1].sum(axis=1)
+    objective = int(model.kernel_chip[mapper.CHIP_COLUMNS.index("objective")])
+    return {mapper.LATENCY: cycles, mapper.ENERGY: energy_pj, mapper.EDP: cycles * energy_pj}[objective]
+
+
+def _best_handovers(value: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Which hand-overs along a chain of layers give the least total.
+
+    Parameters
+    ----------
+    value : ndarray, shape (n_layers, 4)
+        Of each layer for each combination of `mapper.INPUT_RESIDENT` and `mapper.OUTPUT_RESIDENT`; inf: not possible.
+
+    Returns
+    -------
+    ndarray of int64, shape (n_layers,)
+        The combination that each layer takes; a layer's output stays exactly where the next one's input does.
+    """
+    n = len(value)
+    total = np.array([0.0, np.inf])  # least total so far without and with a hand-over into the next layer
+    came_from = np.zeros((n, 2), dtype=np.int64)
+    for i in range(n):
+        # From input state s to output state t; INPUT_RESIDENT is 1 and OUTPUT_RESIDENT is 2.
+        through = total[:, None] + value[i].reshape(2, 2).T
+        came_from[i] = through.argmin(axis=0)
+        total = through.min(axis=0)
+    flags = np.zeros(n, dtype=np.int64)
+    leaves = 0
+    for i in range(n - 1, -1, -1):
+        enters = came_from[i, leaves]
+        flags[i] = enters + 2 * leaves
+        leaves = enters
+    return flags
 
 
 def price_layer(model: ArrayModel, layer: Layer, resident: Sequence[str] = ()) -> PackedCosts:
@@ -113,7 +173,7 @@ def price_layer(model: ArrayModel, layer: Layer, resident: Sequence[str] = ()) -
     ints, floats = run_kernel(model, rows, flags)
     if ints[0, 0]:
         _refuse(model, layer, int(ints[0, 0]))
-    return PackedCosts(ints, floats, index, model.clock_hz, mapper.describe)
+    return _packed_costs(model, ints, floats, index)
 
 
 def _refuse(model: ArrayModel, layer: Layer, status: int) -> None:
@@ -125,7 +185,9 @@ def _refuse(model: ArrayModel, layer: Layer, status: int) -> None:
         mapper.NO_INPUT_TILE: ("input", 1, "input_capacity_bits"),
         mapper.NO_OUTPUT_TILE: ("output", 2, "output_capacity_bits"),
     }[status]
-    needed_bits = int(mapper.smallest_tile_bits(pack([layer])[0], model.kernel_chip, operand))
+    held: Any = getattr(model, "held", None)
+    row = pack([held(layer) if held else layer])[0]
+    needed_bits = int(mapper.smallest_tile_bits(row, model.kernel_chip, operand))
     there_bits = int(model.kernel_chip[mapper.CHIP_COLUMNS.index(column)])
     raise InfeasibleLayer(
         f"Layer {layer.name!r}: its smallest tile needs {needed_bits} bits in half of the {name} buffer, "
