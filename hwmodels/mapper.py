@@ -430,8 +430,10 @@ def _dense(row, lane, serial, core_pj, resident, chip, price, xs, n_xs, cs, ks, 
                 k = ks[ki]
                 n_k = ceil_div(K, k)
                 k_last = last_tile(K, k)
-                k_room = pad_to(k, cols)
-                all_k_room = (n_k - 1) * k_room + pad_to(k_last, cols)
+                # Input-stationary columns are pixels: output channels have no banks of their own.
+                k_unit = 1 if dataflow == INPUT_STATIONARY else cols
+                k_room = pad_to(k, k_unit)
+                all_k_room = (n_k - 1) * k_room + pad_to(k_last, k_unit)
                 w_tile = k_room * c_room * tap_room * wb
                 if w_tile > w_cap:
                     continue
@@ -764,7 +766,8 @@ def _stream(row, resident, chip, price, ints):
 @njit(cache=True, nogil=True)
 def smallest_tile_bits(row, chip, operand):
     """Room that one output of one channel needs in a buffer: 0 weights, 1 inputs, 2 outputs."""
-    taps, rows, cols = row[5] * row[6], chip[0], chip[1]
+    taps, rows = row[5] * row[6], chip[0]
+    cols = 1 if chip[7] == INPUT_STATIONARY else chip[1]
     if chip[7] == OUTPUT_STATIONARY:
         reach = taps
     elif chip[8] & ALLOW_IM2COL != 0 or taps == 1:
