@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from hwmodels import BitFusion, Workload, array, estimate, mapper, networks
+from hwmodels import BitFusion, Workload, estimate, mapper, networks
 from hwmodels.cost import INT_COLUMNS
 
 CHIP = BitFusion()
