@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import importlib
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -350,3 +351,14 @@ def test_a_network_takes_well_under_its_share_of_a_millisecond():
         estimate(workload, chip)
         durations.append(time.perf_counter() - started)
     assert sorted(durations)[10] < 30e-3
+
+
+def test_the_papers_headline_table_and_scaled_arrays_are_reproduced(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    repro = importlib.import_module("repro_bitfusion_isca18")
+    lines: list[str] = []
+    workloads = repro.networks()
+    # geometric means over eight networks: 3.9251x the speed and 5.1165x less energy than Eyeriss
+    assert repro.against_eyeriss(lines.append, workloads) == pytest.approx((3.9251, 5.1165), abs=5e-5)
+    assert repro.scaled_up(lines.append, workloads) < 5e-9
+    assert len(lines) > 8 + 4 * 8
