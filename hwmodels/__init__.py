@@ -10,7 +10,7 @@ from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from hwmodels import bitfusion
+from hwmodels import bitfusion, mac_array
 from hwmodels.bitfusion import BitFusion, BitFusionEnergies
 from hwmodels.cost import (
     CostReport,
@@ -22,6 +22,8 @@ from hwmodels.cost import (
     estimate,
     residency,
 )
+from hwmodels.lookup import LookupTable, Measurement
+from hwmodels.mac_array import MacArray
 from hwmodels.workload import Layer, Tensor, Workload
 
 if TYPE_CHECKING:
@@ -36,6 +38,15 @@ HARDWARE: dict[str, Callable[[], HardwareModel]] = {
     "bitfusion-x4": partial(bitfusion.bf_e_scaled, 4),
     "bitfusion-x8": partial(bitfusion.bf_e_scaled, 8),
     "bitfusion-16bit": bitfusion.bf_e_16bit,
+    "int2-array": partial(mac_array.int_array, 2),
+    "int4-array": partial(mac_array.int_array, 4),
+    "int8-array": partial(mac_array.int_array, 8),
+    "int16-array": partial(mac_array.int_array, 16),
+    "fp16-array": partial(mac_array.fp_array, 16),
+    "fp32-array": partial(mac_array.fp_array, 32),
+    "int8-systolic": mac_array.int8_systolic,
+    "stripes": mac_array.stripes,
+    "loom": mac_array.loom,
 }
 
 __all__ = [
@@ -48,6 +59,9 @@ __all__ = [
     "InfeasibleLayer",
     "Layer",
     "LayerCost",
+    "LookupTable",
+    "MacArray",
+    "Measurement",
     "Tensor",
     "UnsupportedLayer",
     "Workload",

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwmodels.cost import LayerCost, PackedCosts
+from hwmodels.sizing import Scale, with_area
 from hwmodels.technology import DRAM_PJ_PER_BIT, Sram, core, sram
 from hwmodels.workload import Layer, Workload
 
@@ -190,6 +191,10 @@ class BitFusion:
     def area_mm2(self) -> float:
         """Area at 45 nm of the core and the three buffers."""
         return sum(self.areas_mm2.values())
+
+    def with_area(self, area_mm2: float, scale: Scale = "array") -> BitFusion:
+        """The largest such array that fits in an area; see `hwmodels.sizing.with_area`."""
+        return with_area(self, area_mm2, scale)
 
     @property
     def handover_bits(self) -> int:
