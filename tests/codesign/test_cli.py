@@ -7,6 +7,7 @@ import yaml
 
 from codesign.cli import main, parser
 from codesign.commands import COMMANDS
+from codesign.trial import Trial
 from hwmodels import HARDWARE, BitFusion, Layer, Workload, estimate, networks
 
 NAMES = [command.__name__.rpartition(".")[2] for command in COMMANDS]
@@ -128,16 +129,74 @@ def test_estimate_writes_csv_with_a_line_a_layer_of_each_network(codesign, tmp_p
     assert {row["network"] for row in rows} == {"resnet20", "vgg16"}
 
 
-def test_one_bad_network_never_loses_the_results_of_the_others(codesign):
-    code, out, err = codesign("estimate resnet20 missing.csv vgg16 --json --csv costs.csv")
-    lines = [json.loads(line) for line in out.splitlines()]
+@pytest.mark.parametrize("suffix", ["png", "pdf", "svg"])
+def test_estimate_draws_the_layers(suffix, codesign, tmp_path):
+    assert codesign(f"estimate resnet20 --plot layers.{suffix}")[0] == 0
+    assert (tmp_path / f"layers.{suffix}").stat().st_size > 1000
+
+
+# -------------------------------------------------------------------------------------------------------- compare
+
+
+def test_compare_as_json_has_totals_and_ratios_to_the_first(codesign):
+    line = "compare resnet20 --bits w8a8,w2a2 --hardware bitfusion,bitfusion-8x8 --json"
+    records = json.loads(codesign(line)[1])
+    assert [(r["hardware"], r["bits"]) for r in records] == [
+        (chip, bits) for chip in ("bitfusion", "bitfusion-8x8") for bits in ("w8a8", "w2a2")
+    ]
+    for record in records:
+        for name, ratio in record["ratios"].items():
+            assert ratio == pytest.approx(record["totals"][name] / records[0]["totals"][name])
+    last = estimate(networks.resnet20().with_bits(2, 2), HARDWARE["bitfusion-8x8"]())
+    assert records[-1]["totals"]["energy_j"] == last.energy_j
+
+
+@pytest.mark.parametrize("scale", ["", "array", "chip"])
+def test_compare_sizes_chips_to_the_area_of_the_first(scale, codesign):
+    records = json.loads(codesign(f"compare resnet20 --bits 8 --equal-area {scale} --json")[1])
+    first_mm2, *others_mm2 = (record["totals"]["area_mm2"] for record in records)
+    assert others_mm2
+    assert all(0.95 * first_mm2 < area_mm2 <= first_mm2 for area_mm2 in others_mm2)
+
+
+def test_compare_prints_and_draws_what_a_chip_can_run_and_names_what_it_cannot(codesign, tmp_path):
+    code, out, err = codesign("compare resnet20 --bits w8a8,w16a16 --hardware bitfusion --plot compare.png")
     assert code == 2
-    assert [line.get("network", line.get("totals", {}).get("network")) for line in lines] == [
-        "resnet20", "missing.csv", "vgg16",
-    ]  # fmt: skip
-    assert "missing.csv" in lines[1]["error"]
-    assert lines[2]["totals"]["latency_s"] == estimate(networks.vgg16(), BitFusion()).latency_s
-    assert "missing.csv" in err
+    assert "w8a8" in out
+    assert "bitfusion at w16a16: Layer 'conv1'" in err
+    assert (tmp_path / "compare.png").stat().st_size > 1000
+
+
+# --------------------------------------------------------------------------------------------------------- pareto
+
+
+def write_run(folder, trials):
+    folder.mkdir()
+    (folder / "trials.jsonl").write_text("".join(f"{trial.to_json()}\n" for trial in trials))
+
+
+def trial(number, error, energy_j, violations=()):
+    metrics = {"error": error, "energy_j": energy_j, "latency_s": 1.0}
+    return Trial((number,), metrics, dict(violations), number)
+
+
+@pytest.fixture
+def runs(tmp_path):
+    write_run(tmp_path / "a", [trial(0, 0.1, 3.0), trial(1, 0.2, 2.0), trial(2, 0.0, 1.0, {"energy_j": 1.0})])
+    write_run(tmp_path / "b", [trial(0, 0.15, 2.5), trial(1, 0.2, 2.5)])
+
+
+def test_pareto_prints_the_front_of_the_runs_together_without_infeasible_trials(codesign, runs):
+    records = json.loads(codesign("pareto a b --objectives error,energy_j --json")[1])
+    assert [(record["run"], record["number"]) for record in records] == [("a", 0), ("b", 0), ("a", 1)]
+
+
+@pytest.mark.parametrize("objectives", ["error,energy_j", "error,latency_s,energy_j"])
+def test_pareto_draws_two_or_three_objectives(objectives, codesign, runs, tmp_path):
+    code, out, _ = codesign(f"pareto a b --objectives {objectives} --plot front.png")
+    assert code == 0
+    assert "3 of 4 feasible trials" in out
+    assert (tmp_path / "front.png").stat().st_size > 1000
 
 
 # ---------------------------------------------------------------------------------------------- table and hardware
