@@ -30,7 +30,7 @@ IGNORED: dict[str, str] = {
     **each(
         """
         Identity Cast CastLike Reshape Flatten Transpose Squeeze Unsqueeze Expand Tile Concat Split Slice GatherElements
-        GatherND ScatterElements ScatterND Scatter DepthToSpace SpaceToDepth Trilu ReverseSequence Compress Optional
+        GatherND ScatterElements ScatterND Scatter DepthToSpace SpaceToDepth Trilu ReverseSequence
         """,
         "moves data by addressing only",
     ),

@@ -12,11 +12,16 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+)
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules import module as module_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from hwmodels.graph import Activation, Graph, NetworkError, each, unknown_operators_text
 from hwmodels.workload import Op, Workload
@@ -28,7 +33,7 @@ IGNORED: dict[str, str] = {
     **each(
         """
         view _unsafe_view reshape _reshape_alias view_as alias detach clone contiguous copy lift lift_fresh _to_copy
-        _conj resolve_conj t transpose permute numpy_T swapaxes movedim squeeze unsqueeze flatten unflatten expand
+        _conj resolve_conj t transpose permute swapaxes movedim squeeze unsqueeze flatten unflatten expand
         repeat repeat_interleave tile broadcast_to select slice narrow split split_with_sizes unsafe_split unbind
         unsafe_chunk chunk as_strided cat stack diagonal index index_put index_select gather scatter slice_scatter
         select_scatter take_along_dim take roll flip rot90 tril triu pad reflection_pad1d reflection_pad2d
@@ -55,7 +60,7 @@ ELEMENTWISE: dict[str, Op] = {
     **each(
         """
         relu relu6 leaky_relu rrelu rrelu_with_noise elu selu celu gelu silu mish hardswish hardsigmoid hardtanh
-        sigmoid log_sigmoid_forward tanh softplus softsign softshrink hardshrink tanhshrink threshold clamp_min
+        sigmoid log_sigmoid_forward tanh softplus softshrink hardshrink threshold clamp_min
         clamp_max neg abs sign exp exp2 expm1 log log2 log10 log1p sqrt rsqrt square reciprocal erf erfc sin cos tan
         sinh cosh asin acos atan floor ceil round trunc frac nan_to_num logical_not bitwise_not isnan isinf isfinite
         fake_quantize_per_tensor_affine fake_quantize_per_channel_affine
@@ -79,9 +84,12 @@ class _Call:
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sees every operator that a module executes and records it in a `Graph`."""
+    """Sees every operator that a module executes and records it in a `Graph`.
 
-    def __init__(self, module: nn.Module) -> None:
+    Operators run on tensors without data: those that come with data, weights for instance, are replaced first.
+    """
+
+    def __init__(self, module: nn.Module, fake: FakeTensorMode) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.graph = Graph()
         self.unknown: dict[str, list[str]] = {}
@@ -89,8 +97,10 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._parameter_names = {id(p): name for name, p in module.named_parameters()}
         self._running: list[nn.Module] = [module]
         self._activations: dict[int, Activation] = {}
-        self._parameters: dict[int, torch.Tensor] = {id(p): p for p in module.parameters()}
+        self._parameters: dict[int, torch.Tensor] = {}  # where a constant comes from
         self._alive: list[Any] = []  # ids stay those of the tensors seen
+        self._fake = fake
+        self._without_data: dict[int, torch.Tensor] = {}
 
     # --- where we are in the module ---------------------------------------------------------------------------------
 
@@ -125,7 +135,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """A layer's name: the module that owns its weight, or the running one and the operator."""
         module, path = self._running[-1], self.path
         parameter = self._parameters.get(id(weight)) if weight is not None else None
-        if parameter is not None and not isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)):
+        if parameter is not None and isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)):
+            return path or operator
+        if parameter is not None:
             own = [name for name, p in module.named_parameters(recurse=False) if p is parameter]
             full: str = f"{path}.{own[0]}" if own else self._parameter_names[id(parameter)]
             return full.removesuffix("weight").rstrip("._").lstrip(".") or operator
@@ -159,7 +171,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     # --- operators --------------------------------------------------------------------------------------------------
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        args, kwargs = tree_map_only(torch.Tensor, self._replace, (args, kwargs or {}))
         namespace, _, name = func._schema.name.partition("::")
         operator = name if namespace == "aten" else func._schema.name
         if namespace == "prim":
@@ -174,6 +186,18 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         output = func(*args, **kwargs)
         self._record(operator, func, args, kwargs, output)
         return output
+
+    def _replace(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor without data that stands for one with."""
+        if isinstance(tensor, FakeTensor):
+            return tensor
+        fake = self._without_data.get(id(tensor))
+        if fake is None:
+            fake = self._without_data[id(tensor)] = self._fake.from_tensor(tensor)
+            self._alive.append(tensor)
+            if id(tensor) in self._parameter_names:
+                self._parameters[id(fake)] = tensor
+        return fake
 
     def _record(self, operator: str, func: Any, args: Any, kwargs: Any, output: Any) -> None:
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
@@ -391,7 +415,7 @@ OPERATORS: dict[str, Handler] = {
     **each("mean sum amax amin max min argmax argmin var std var_mean std_mean prod logsumexp any all", _reduce),
     **each("linalg_vector_norm", _reduce),
     **each("upsample_nearest1d upsample_nearest2d _upsample_nearest_exact1d _upsample_nearest_exact2d", _resize),
-    **each("upsample_linear1d upsample_bilinear2d upsample_bicubic2d grid_sampler_2d", _resize),
+    **each("upsample_linear1d upsample_bilinear2d upsample_bicubic2d", _resize),
     **each("_upsample_bilinear2d_aa _upsample_bicubic2d_aa", _resize),
 }
 
@@ -510,8 +534,8 @@ def from_torch(
     if any(nn.parameter.is_lazy(p) for p in module.parameters()):
         raise NetworkError(f"from_torch: the lazy layers of {called} must know their sizes; run it once on an input.")
     weight = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
-    trace = _Recorder(module)
     fake = FakeTensorMode(allow_non_fake_inputs=True)
+    trace = _Recorder(module, fake)
     with _left_as_it_was(module), _plain_kernels(), trace.following_modules(), fake:
         inputs = [torch.empty(shape, dtype=input_dtype or weight.dtype, device=weight.device) for shape in shapes]
         for tensor in inputs:
