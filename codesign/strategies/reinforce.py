@@ -26,51 +26,51 @@ class Reinforce(AbstractSampler):
     Parameters
     ----------
     learning_rate : float
-        Step of Adam on the logits.
-    beta1, beta2 : float
-        Decay of Adam's first and second moment.
+        Step on the logits for an advantage of typical size.
     baseline : {"leave-one-out", "moving-average"}
         What a reward is compared with: the mean of the others of its batch, or the mean of earlier batches.
-    baseline_decay : float
-        Share of its past that the moving average keeps at each batch.
+    decay : float
+        Share of their past that the moving averages, of rewards and of squared advantages, keep at each batch.
     entropy : float
-        Weight of the policy's entropy, averaged over choices, in the objective at the first batch; it is in the
-        unit of the reward.
+        Weight, in advantages of typical size, of the policy's entropy (summed over choices, in nats) at the first
+        batch.
     entropy_decay : float
         Factor on that weight at each batch.
-    penalty : float
-        Reward lost for each unit of relative excess over a limit by the arch that was drawn.
 
     Notes
     -----
-    The policy draws archs :math:`a \sim p_\theta`. What is evaluated is :math:`P(a)`, the projection on the limits
-    (`Problem.project`), so every trial is feasible and so is the answer. With objective :math:`f` and relative
-    excess :math:`v` the reward is
-
-    .. math:: R(a) = -f(P(a)) - \text{penalty} \cdot \textstyle\sum_l v_l(a),
-
-    and as :math:`P` is a part of the reward, the estimate
+    The policy draws archs :math:`a \sim p_\theta`. What is evaluated is the projection on the limits :math:`P(a)`
+    (`Problem.project`), so every trial is feasible and so is the answer. The reward is :math:`R(a) = -f(P(a))`
+    with the objective :math:`f`; as :math:`P` is a part of it, the estimate
 
     .. math:: \nabla_\theta E[R] \approx \tfrac{1}{n} \sum_i (R(a_i) - b_i) \nabla_\theta \log p_\theta(a_i)
 
-    is unbiased: :math:`a_i` is the arch as drawn, and :math:`b_i` does not depend on it. Rewards are not normalised.
+    is unbiased: :math:`a_i` is the arch as drawn, and :math:`b_i` does not depend on it. Its step is the learning
+    rate over the root mean square of the advantages of earlier batches, so it does not depend on the unit of
+    :math:`f`.
+
+    The limits also bound the policy: after each step, and before the first, it is moved to the nearest one (in
+    Kullback-Leibler divergence) whose expected use of each limit is within it. That is :math:`p \propto p_\theta
+    \, e^{-\lambda c}` with the usage :math:`c` of each option, which is taken to be a sum over choices and costs
+    only a few simulations. Without it most draws are over a tight limit, and their projection, which is random,
+    hides what was good about them.
+
     A candidate whose objective is not a number counts as the worst seen.
 
     References
     ----------
     Williams, "Simple statistical gradient-following algorithms for connectionist reinforcement learning", Machine
     Learning 8, 1992, section 4. Leave-one-out baseline: Kool, van Hoof and Welling, "Buy 4 REINFORCE samples, get a
-    baseline for free!", ICLR workshop 2019, equation 8. Adam: Kingma and Ba, ICLR 2015, algorithm 1.
+    baseline for free!", ICLR workshop 2019, equation 8. Nearest policy under linear constraints: Csiszar,
+    "I-divergence geometry of probability distributions and minimization problems", Annals of Probability 3, 1975,
+    theorem 3.1.
     """
 
-    learning_rate: float = 0.1
-    beta1: float = 0.9
-    beta2: float = 0.999
+    learning_rate: float = 2.0
     baseline: Literal["leave-one-out", "moving-average"] = "leave-one-out"
-    baseline_decay: float = 0.9
-    entropy: float = 0.0
+    decay: float = 0.9
+    entropy: float = 0.01
     entropy_decay: float = 0.98
-    penalty: float = 0.0
 
     def __post_init__(self) -> None:
         if self.baseline not in ("leave-one-out", "moving-average"):
@@ -81,13 +81,14 @@ class Reinforce(AbstractSampler):
         logits = np.full((len(counts), max(counts)), -np.inf)
         for row, count in zip(logits, counts, strict=True):
             row[:count] = 0.0
-        zeros = np.zeros_like(logits)
+        usage, base = option_usage(problem)
         return {
-            "logits": logits,
-            "moment1": zeros,
-            "moment2": zeros.copy(),
+            "logits": within_limits(logits, usage, base),
+            "usage": usage,
+            "base": base,
             "step": 0,
             "mean_reward": None,
+            "mean_square": None,
             "worst": None,
             "rng": keep_rng(rng),
         }
@@ -95,46 +96,104 @@ class Reinforce(AbstractSampler):
     def ask(self, problem: Problem, state: State, n: int) -> tuple[list[Arch], State]:
         rng = use_rng(state)
         drawn = draw(state["logits"], n, rng)
-        raw: list[Arch] = [tuple(int(option) for option in arch) for arch in drawn]
-        excess = np.array([_excess(problem.violations(arch)) for arch in raw])
-        archs = [problem.project(arch, rng) for arch in raw]
-        return archs, {**state, "rng": keep_rng(rng), "drawn": drawn, "excess": excess}
+        archs = [problem.project(tuple(int(option) for option in arch), rng) for arch in drawn]
+        return archs, {**state, "rng": keep_rng(rng), "drawn": drawn}
 
     def tell(self, problem: Problem, state: State, trials: Sequence[Trial]) -> State:
         values = np.array([trial.metrics.get(problem.objective, math.nan) for trial in trials], dtype=float)
         seen = [*values[np.isfinite(values)], *([] if state["worst"] is None else [state["worst"]])]
-        worst = max(seen, default=0.0)
-        rewards = -np.where(np.isfinite(values), values, worst) - self.penalty * state["excess"]
+        rewards = -np.where(np.isfinite(values), values, max(seen, default=0.0))
 
         mean = float(rewards.mean())
+        past_mean = mean if state["mean_reward"] is None else state["mean_reward"]
         if self.baseline == "leave-one-out" and len(rewards) > 1:
             advantages = rewards - (rewards.sum() - rewards) / (len(rewards) - 1)
         else:
-            advantages = rewards - (mean if state["mean_reward"] is None else state["mean_reward"])
-        past = mean if state["mean_reward"] is None else state["mean_reward"]
+            advantages = rewards - past_mean
+        square = float((advantages**2).mean())
+        past_square = square if state["mean_square"] is None else state["mean_square"]
 
-        logits, step = state["logits"], state["step"]
-        weight = self.entropy * self.entropy_decay**step
-        gradient = policy_gradient(logits, state["drawn"], advantages)
-        gradient += weight / len(logits) * entropy_gradient(logits)
-        step += 1
-        moment1 = self.beta1 * state["moment1"] + (1 - self.beta1) * gradient
-        moment2 = self.beta2 * state["moment2"] + (1 - self.beta2) * gradient**2
-        unbiased1, unbiased2 = moment1 / (1 - self.beta1**step), moment2 / (1 - self.beta2**step)
+        logits = state["logits"]
+        gradient = policy_gradient(logits, state["drawn"], advantages / max(math.sqrt(past_square), 1e-12))
+        gradient += self.entropy * self.entropy_decay ** state["step"] * entropy_gradient(logits)
         return {
-            "logits": logits + self.learning_rate * unbiased1 / (np.sqrt(unbiased2) + 1e-12),
-            "moment1": moment1,
-            "moment2": moment2,
-            "step": step,
-            "mean_reward": self.baseline_decay * past + (1 - self.baseline_decay) * mean,
-            "worst": None if not seen else float(worst),
+            "logits": within_limits(logits + self.learning_rate * gradient, state["usage"], state["base"]),
+            "usage": state["usage"],
+            "base": state["base"],
+            "step": state["step"] + 1,
+            "mean_reward": self.decay * past_mean + (1 - self.decay) * mean,
+            "mean_square": self.decay * past_square + (1 - self.decay) * square,
+            "worst": float(max(seen)) if seen else None,
             "rng": state["rng"],
         }
 
 
-def _excess(violations: dict[str, float]) -> float:
-    """Total relative excess; a candidate that fits no tiling counts as one unit."""
-    return sum(1.0 if name == FIT else value for name, value in violations.items())
+def option_usage(problem: Problem) -> tuple[Floats, Floats]:
+    """How much of each limit each option uses, as a sum over choices that is exact next to a middling arch.
+
+    Returns
+    -------
+    usage : ndarray, shape (n_limits, n_choices, n_options)
+        Change of the usage when one choice of that arch takes the option; 0 for options that are not there.
+    base : ndarray, shape (n_limits,)
+        The usage of that arch, so that ``base + usage[:, range(n_choices), arch].sum()`` is that of ``arch``.
+    """
+    counts = problem.space.option_counts
+    middle = tuple(count // 2 for count in counts)
+
+    def use(arch: Arch) -> Floats:
+        priced = problem.usage(arch)
+        return np.array([2.0 if FIT in priced else priced[name] for name in problem.limits])
+
+    base = use(middle)
+    usage = np.zeros((len(base), len(counts), max(counts)))
+    for i, count in enumerate(counts if len(base) else ()):
+        for option in set(range(count)) - {middle[i]}:
+            usage[:, i, option] = use((*middle[:i], option, *middle[i + 1 :])) - base
+    return usage, base
+
+
+def within_limits(logits: Floats, usage: Floats, base: Floats, sweeps: int = 20) -> Floats:
+    """The logits of the nearest policy that is expected to use no limit by more than all of it.
+
+    Parameters
+    ----------
+    logits : ndarray, shape (n_choices, n_options)
+    usage, base : ndarray
+        See `option_usage`.
+    sweeps : int
+        Over the limits, each met in turn; one is exact for a single limit.
+
+    Notes
+    -----
+    Where the sum of the least usages is itself above a limit, which happens as usage is not quite a sum, that sum
+    and 2 % of the range above it take the place of the limit.
+    """
+    there = np.isfinite(logits)
+    least = base + np.where(there, usage, np.inf).min(axis=2).sum(axis=1)
+    most = base + np.where(there, usage, -np.inf).max(axis=2).sum(axis=1)
+    targets = np.maximum(1.0, least + 0.02 * (most - least))
+    for _ in range(1 if len(base) == 1 else sweeps):
+        for costs, spare in zip(usage, targets - base, strict=True):
+            logits = _tilted(logits, costs, spare)
+    return logits
+
+
+def _tilted(logits: Floats, costs: Floats, spare: float) -> Floats:
+    """``logits - tilt * costs`` with the least ``tilt >= 0`` at which the expected costs are within ``spare``."""
+
+    def over(tilt: float) -> bool:
+        return float((probabilities(logits - tilt * costs) * costs).sum()) > spare
+
+    if not over(0.0):
+        return logits
+    low, high = 0.0, 1.0
+    while over(high) and high < 1e9:
+        high *= 2
+    while high - low > 1e-9 * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if over(middle) else (low, middle)
+    return logits - high * costs
 
 
 def probabilities(logits: Floats) -> Floats:

@@ -17,7 +17,7 @@ from codesign.search import search
 from codesign.strategies import Random, Reinforce
 from codesign.trial import load_trials
 
-STRATEGY = Reinforce(learning_rate=0.3)
+STRATEGY = Reinforce(learning_rate=0.7)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ from toys import problem
 from codesign.search import search
 from codesign.strategies import Reinforce
 print("ready", flush=True)
-search(problem(seconds=0.004), Reinforce(learning_rate=0.3), 40, seed=3, out=sys.argv[2], batch_size=5, resume=True,
+search(problem(seconds=0.004), Reinforce(learning_rate=0.7), 40, seed=3, out=sys.argv[2], batch_size=5, resume=True,
        progress=lambda trial: print(trial.number, flush=True))
 """
 
@@ -157,7 +157,7 @@ def test_an_evaluation_that_fails_keeps_the_trials_before_it(tmp_path):
 
 def test_the_configuration_on_disk_holds_the_whole_problem(uninterrupted):
     config = json.loads(uninterrupted["config.json"])
-    assert config["strategy"]["learning_rate"] == 0.3 and config["seed"] == 3
+    assert config["strategy"]["learning_rate"] == 0.7 and config["seed"] == 3
     assert config["problem"]["space"]["network"]["layers"][1]["in_channels"] == 20
     assert config["problem"]["hardware"]["dram_pj_per_bit"] == 4.0
 

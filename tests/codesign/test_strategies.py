@@ -12,7 +12,14 @@ from codesign.run_directory import pack_state, unpack_state
 from codesign.search import search
 from codesign.strategies import STRATEGIES, AbstractSampler, Reinforce
 from codesign.strategies.base import keep_rng, use_rng
-from codesign.strategies.reinforce import draw, entropy_gradient, policy_gradient, probabilities
+from codesign.strategies.reinforce import (
+    draw,
+    entropy_gradient,
+    option_usage,
+    policy_gradient,
+    probabilities,
+    within_limits,
+)
 from codesign.trial import Trial, best_trial
 
 SAMPLERS = [name for name, strategy in STRATEGIES.items() if issubclass(strategy, AbstractSampler)]
@@ -122,24 +129,25 @@ def test_the_expected_reinforce_estimate_is_the_gradient_of_the_expected_reward(
 
 @pytest.mark.parametrize("baseline", ["leave-one-out", "moving-average"])
 def test_a_step_of_the_strategy_is_unbiased_over_all_batches_of_three(baseline):
-    """Adam's first moment after one step from zero is (1 - beta1) times the gradient estimate that was used."""
-    strategy = Reinforce(baseline=baseline, entropy=0.0)
+    """The mean over all batches of the change of the logits is the learning rate times the exact gradient."""
+    strategy = Reinforce(baseline=baseline, entropy=0.0, learning_rate=0.5)
     toy = problem(limit=None, n_layers=1)
     exact = numeric_gradient(lambda logits: policy(logits) @ REWARDS, LOGITS)
     p = policy(LOGITS)
-    zeros = np.zeros_like(LOGITS)
-    state = {"logits": LOGITS, "moment1": zeros, "moment2": zeros, "step": 0, "mean_reward": 0.7, "worst": None}
-    expected, spread, plain_spread = zeros.copy(), 0.0, 0.0
+    state = {**strategy.init(toy, np.random.default_rng(0)), "logits": LOGITS, "mean_reward": 0.7, "mean_square": 4.0}
+    state |= {"usage": np.zeros((0, 2, 3)), "base": np.zeros(0)}
+    real = np.isfinite(LOGITS)
+    expected, spread, plain_spread = np.zeros_like(LOGITS), 0.0, 0.0
     for batch in itertools.product(range(6), repeat=3):
         weight = math.prod(p[k] for k in batch)
         trials = [Trial((), {"error": -REWARDS[k]}) for k in batch]
-        waiting = {**state, "rng": {}, "drawn": ARCHS[list(batch)], "excess": np.zeros(3)}
-        estimate = strategy.tell(toy, waiting, trials)["moment1"] / (1 - strategy.beta1)
+        step = strategy.tell(toy, {**state, "drawn": ARCHS[list(batch)]}, trials)["logits"][real] - LOGITS[real]
+        estimate = np.zeros_like(LOGITS)
+        estimate[real] = step * math.sqrt(4.0) / 0.5
+        plain = policy_gradient(LOGITS, ARCHS[list(batch)], REWARDS[list(batch)] + 3)
         expected += weight * estimate
         spread += weight * ((estimate - exact) ** 2).sum()
-        plain_spread += (
-            weight * ((policy_gradient(LOGITS, ARCHS[list(batch)], REWARDS[list(batch)] + 3) - exact) ** 2).sum()
-        )
+        plain_spread += weight * ((plain - exact) ** 2).sum()
     assert np.allclose(expected, exact, atol=1e-9)
     assert spread < plain_spread  # rewards that are far from zero need a baseline
 
@@ -169,6 +177,40 @@ def test_reinforce_finds_the_optimum_of_a_small_problem():
     assert best_trial(trials).metrics["error"] == optimum
     late = np.mean([t.metrics["error"] for t in trials[-50:]])
     assert late < 0.5 * np.mean([t.metrics["error"] for t in trials[:50]])
+
+
+def test_the_policy_within_limits_is_the_nearest_one_that_meets_them():
+    usage = np.array([[[-0.3, 0.0, 0.0], [-0.2, 0.0, 0.9]]])
+    base = np.array([1.2])
+    moved = within_limits(LOGITS, usage, base)
+    p, q = probabilities(LOGITS), probabilities(moved)
+    assert base + (q * usage[0]).sum() == pytest.approx(1.0)
+
+    def divergence(q):
+        return sum(b * math.log(b / a) for a, b in zip(p.ravel(), q.ravel(), strict=True) if a > 0)
+
+    rng = np.random.default_rng(0)
+    others = [probabilities(LOGITS + rng.normal(0, 2, LOGITS.shape)) for _ in range(3000)]
+    meeting = [divergence(other) for other in others if base + (other * usage[0]).sum() <= 1]
+    assert len(meeting) > 100 and divergence(q) < min(meeting)
+
+
+def test_a_policy_that_meets_its_limits_is_left_alone_and_several_limits_are_met_at_once():
+    usage = np.array([[[-0.3, 0.0, 0.0], [-0.2, 0.0, 0.9]], [[0.4, 0.0, 0.0], [0.0, 0.3, 0.1]]])
+    assert (within_limits(LOGITS, usage[:1], np.array([0.1])) == LOGITS).all()
+    base = np.array([1.05, 0.7])
+    q = probabilities(within_limits(LOGITS, usage, base))
+    assert (base + (q * usage).sum(axis=(1, 2)) <= 1 + 1e-6).all()
+
+
+def test_the_usage_of_options_adds_up_to_that_of_an_arch():
+    toy = problem(limit=0.5)
+    usage, base = option_usage(toy)
+    rng = np.random.default_rng(0)
+    for _ in range(10):
+        arch = toy.space.sample(rng)
+        summed = base + usage[:, range(len(arch)), arch].sum(axis=1)
+        assert summed == pytest.approx(list(toy.usage(arch).values()), rel=0.15)  # outputs are stored for their reader
 
 
 def test_an_unknown_baseline_is_refused():
