@@ -16,14 +16,15 @@ from typing import Any, NamedTuple
 
 
 class Times(NamedTuple):
-    """Wall times of several runs after a warm-up, in seconds."""
+    """Times of several runs after a warm-up, in seconds."""
 
     median: float
     low: float
     high: float
+    processor: float  #: median processor time of all threads, which other work on the machine hardly changes
 
     def __str__(self) -> str:
-        return f"{_si(self.median):>9} ({_si(self.low)} .. {_si(self.high)})"
+        return f"{seconds(self.median):>9} ({seconds(self.low)} .. {seconds(self.high)})"
 
 
 def timed(work: Callable[[], Any], runs: int = 30, least_s: float = 0.0) -> Times:
@@ -37,18 +38,21 @@ def timed(work: Callable[[], Any], runs: int = 30, least_s: float = 0.0) -> Time
     least_s : float
         Each run repeats short work until it takes about this long, and counts the mean.
     """
-    start = time.perf_counter()
     work()
-    work()
-    repeats = max(1, round(least_s / max((time.perf_counter() - start) / 2, 1e-9)))
-    times = []
+    repeats = 1
+    if least_s:
+        start = time.perf_counter()
+        work()
+        repeats = max(1, round(least_s / (time.perf_counter() - start)))
+    times, processor = [], []
     gc.collect()
     for _ in range(runs):
-        start = time.perf_counter()
+        start, start_processor = time.perf_counter(), time.process_time()
         for _ in range(repeats):
             work()
         times.append((time.perf_counter() - start) / repeats)
-    return Times(statistics.median(times), min(times), max(times))
+        processor.append((time.process_time() - start_processor) / repeats)
+    return Times(statistics.median(times), min(times), max(times), statistics.median(processor))
 
 
 class Report:
@@ -87,8 +91,9 @@ def _processor() -> str:
     return names[0] if names else platform.machine()
 
 
-def _si(seconds: float) -> str:
+def seconds(value: float) -> str:
+    """A time with its unit."""
     for factor, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")):
-        if seconds >= factor:
-            return f"{seconds / factor:.3g} {unit}"
-    return f"{seconds * 1e9:.3g} ns"
+        if value >= factor:
+            return f"{value / factor:.3g} {unit}"
+    return f"{value * 1e9:.3g} ns"
