@@ -271,6 +271,7 @@ class BitFusion:
             (
                 self.rows, self.cols, 4 * self.weight_buffer_bytes, 4 * self.input_buffer_bytes,
                 4 * self.output_buffer_bytes, self.dram_bits_per_cycle, ACCUMULATOR_BITS, 0, flavours, objective, 0, 1,
+                self.cols,
             ),
             dtype=np.int64,
         )  # fmt: skip

@@ -255,7 +255,7 @@ class MacArray:
             (
                 self.rows, self.cols, 4 * self.weight_buffer_bytes, 4 * self.input_buffer_bytes,
                 4 * self.output_buffer_bytes, self.dram_bits_per_cycle, ACCUMULATOR_BITS, dataflow, flavours,
-                objective, fill_cycles, self.windows,
+                objective, fill_cycles, self.windows, 1 if self.dataflow == "input-stationary" else self.cols,
             ),
             dtype=np.int64,
         )  # fmt: skip

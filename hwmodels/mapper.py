@@ -35,6 +35,7 @@ OK, NO_WEIGHT_TILE, NO_INPUT_TILE, NO_OUTPUT_TILE, TOO_WIDE = range(5)
 CHIP_COLUMNS = (
     "rows", "cols", "weight_capacity_bits", "input_capacity_bits", "output_capacity_bits",
     "dram_bits_per_cycle", "accumulator_bits", "dataflow", "flavours", "objective", "fill_cycles", "windows",
+    "column_banks",
 )  # fmt: skip
 #: Unit energies of a chip, as the kernels take them.
 PRICE_COLUMNS = (
@@ -430,10 +431,8 @@ def _dense(row, lane, serial, core_pj, resident, chip, price, xs, n_xs, cs, ks, 
                 k = ks[ki]
                 n_k = ceil_div(K, k)
                 k_last = last_tile(K, k)
-                # Input-stationary columns are pixels: output channels have no banks of their own.
-                k_unit = 1 if dataflow == INPUT_STATIONARY else cols
-                k_room = pad_to(k, k_unit)
-                all_k_room = (n_k - 1) * k_room + pad_to(k_last, k_unit)
+                k_room = pad_to(k, chip[12])
+                all_k_room = (n_k - 1) * k_room + pad_to(k_last, chip[12])
                 w_tile = k_room * c_room * tap_room * wb
                 if w_tile > w_cap:
                     continue
@@ -675,7 +674,7 @@ def _packed(row, lane, serial, core_pj, resident, chip, price, xs, n_xs, gs, pac
             i_cap = 0 if out_resident else i_cap // 2
         free_input = in_resident and not expanded
         row_room = pad_to(together * C * (reach if expanded else 1), rows)
-        column_room = column_passes * cols
+        column_room = pad_to(K * h * w * together, chip[12])
         n_gs = power_tiles(G, together, gs)
         for xi in range(n_xs):
             t = xs[xi]
@@ -766,8 +765,7 @@ def _stream(row, resident, chip, price, ints):
 @njit(cache=True, nogil=True)
 def smallest_tile_bits(row, chip, operand):
     """Room that one output of one channel needs in a buffer: 0 weights, 1 inputs, 2 outputs."""
-    taps, rows = row[5] * row[6], chip[0]
-    cols = 1 if chip[7] == INPUT_STATIONARY else chip[1]
+    taps, rows, cols = row[5] * row[6], chip[0], chip[12]
     if chip[7] == OUTPUT_STATIONARY:
         reach = taps
     elif chip[8] & ALLOW_IM2COL != 0 or taps == 1:
@@ -805,7 +803,8 @@ def price_layers(layers, lane_factor, serial_cycles, core_pj, resident, chip, pr
     resident : ndarray of int64, shape (n,)
         `INPUT_RESIDENT` and `OUTPUT_RESIDENT` bits.
     chip : ndarray of int64, shape (len(CHIP_COLUMNS),)
-        Capacities are what one tile may fill: half of a double buffer.
+        Capacities are what one tile may fill: half of a double buffer. ``column_banks`` are the output channels that
+        have banks of their own at one time: the columns, or 1 where columns are pixels.
     price : ndarray of float64, shape (len(PRICE_COLUMNS),)
     ints, floats : ndarray, shapes (n, len(INT_COLUMNS)) and (n, len(FLOAT_COLUMNS))
         Written.
