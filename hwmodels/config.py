@@ -11,8 +11,10 @@ from typing import Any, get_args, get_type_hints
 
 from hwmodels import HARDWARE
 from hwmodels.cost import HardwareModel
+from hwmodels.lookup import LookupTable
 
-SUFFIXES = (".yaml", ".yml", ".json")
+CHIP_SUFFIXES = (".yaml", ".yml")
+TABLE_SUFFIXES = (".csv", ".json", ".npz")
 
 
 def load_hardware(source: str, settings: Mapping[str, Any] | None = None) -> HardwareModel:
@@ -21,10 +23,12 @@ def load_hardware(source: str, settings: Mapping[str, Any] | None = None) -> Har
     Parameters
     ----------
     source : str
-        A name in `hwmodels.HARDWARE`, or the path of a YAML file that has either ``type:``, the class, or
-        ``preset:``, the chip to start from, and then fields of the class.
+        A name in `hwmodels.HARDWARE`; the path of a YAML file that has either ``type:``, the class, or
+        ``preset:``, the chip to start from, and then fields of the class; or that of a table of measured costs
+        (``.csv``, ``.json``, ``.npz``; see `hwmodels.lookup.LookupTable.from_file`).
     settings : mapping, optional
-        Other values for some fields. Those of a nested value are named with a dot, ``energies.dram_pj_per_bit``.
+        Other values for some fields. Those of a nested value are named with a dot, ``energies.dram_pj_per_bit``. A
+        table of measured costs has ``free_ops`` alone.
 
     Returns
     -------
@@ -49,10 +53,15 @@ def load_hardware(source: str, settings: Mapping[str, Any] | None = None) -> Har
     changes: dict[str, Any]
     if source in HARDWARE:
         chip, changes = HARDWARE[source](), {}
-    elif Path(source).suffix in SUFFIXES:
+    elif Path(source).suffix in TABLE_SUFFIXES:
+        return _measured(whose, source, settings or {})
+    elif Path(source).suffix in CHIP_SUFFIXES:
         chip, changes = _from_mapping(whose, _read_yaml(whose, Path(source)))
     else:
-        raise ValueError(f"{whose}: it must be a preset or a YAML file; {_known('preset', source, HARDWARE)}")
+        raise ValueError(
+            f"{whose}: it must be a preset, chip.yaml or a table of measured costs; "
+            f"{_known('preset', source, HARDWARE)}"
+        )
     changes = _merge(changes, settings or {})
     return chip if source in HARDWARE and not changes else _replace(whose, chip, changes)
 
@@ -86,7 +95,14 @@ def to_yaml(hardware: Any) -> str:
     ----------
     hardware : dataclass instance
         A chip whose class stands behind one of the presets.
+
+    Raises
+    ------
+    ValueError
+        For a table of measured costs, which is a file of its own.
     """
+    if isinstance(hardware, LookupTable):
+        raise ValueError(f"Chip {hardware.name!r}: a table of measured costs has no fields to show; open its file.")
     lines = [f"type: {type(hardware).__name__}"]
     for field in dataclasses.fields(hardware):
         value = getattr(hardware, field.name)
@@ -136,6 +152,17 @@ def _read_yaml(whose: str, path: Path) -> dict[str, Any]:
     if not isinstance(table, dict):
         raise ValueError(f"{whose}: the file must hold lines of the form field: value, got {type(table).__name__}.")
     return {str(name): value for name, value in table.items()}
+
+
+def _measured(whose: str, source: str, settings: Mapping[str, Any]) -> LookupTable:
+    unknown = sorted(set(settings) - {"free_ops"})
+    if unknown:
+        raise ValueError(f"{whose}: a table of measured costs has no field but free_ops, got {', '.join(unknown)}.")
+    free_ops = settings.get("free_ops", ())
+    try:
+        return LookupTable.from_file(source, (free_ops,) if isinstance(free_ops, str) else free_ops)
+    except ValueError as error:
+        raise ValueError(f"{whose}: {error}") from None
 
 
 def _from_mapping(whose: str, table: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -93,11 +93,8 @@ def _text(args: argparse.Namespace, chips: Mapping[str, Any], entries: Sequence[
 
 def _chip_line(name: str, chip: Any) -> str:
     """A chip's name, array and area, as far as it has them."""
-    sizes = [str(getattr(chip, field)) for field in ("rows", "cols", "windows") if getattr(chip, field, 1) != 1]
-    area_mm2 = getattr(chip, "area_mm2", None)
-    return ", ".join(
-        [name, *([f"{'x'.join(sizes)} units"] if sizes else []), *([f"{area_mm2:.3f} mm2"] if area_mm2 else [])]
-    )
+    array, area_mm2 = output.array_text(chip), getattr(chip, "area_mm2", None)
+    return ", ".join([name, *([f"{array} units"] if array else []), *([f"{area_mm2:.3f} mm2"] if area_mm2 else [])])
 
 
 def _cells(entry: Entry, first: Entry) -> tuple[str, ...]:

@@ -36,10 +36,11 @@ def _show(args: argparse.Namespace) -> int:
     from hwmodels.config import load_hardware, to_yaml
 
     chip: Any = load_hardware(args.name)
+    text = to_yaml(chip)
     if args.json:
         print(json.dumps({"type": type(chip).__name__, **dataclasses.asdict(chip)}, indent=1))
     else:
-        print(f"# {args.name}", to_yaml(chip), sep="\n", end="")
+        print(f"# {args.name}", text, sep="\n", end="")
     return 0
 
 
@@ -55,7 +56,7 @@ def _list(args: argparse.Namespace) -> int:
         (
             record["name"],
             record["type"],
-            f"{record['rows']}x{record['cols']}",
+            output.array_text(chips[record["name"]]),
             "/".join(f"{size / 1024:g}" for size in record["buffers_bytes"]),
             f"{record['dram_bits_per_cycle']}",
             f"{record['area_mm2']:.3g}",

@@ -50,6 +50,12 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str] | str], left: int 
     return "\n".join([text[0], "-" * (sum(widths) + 2 * (len(widths) - 1)), *text[1:]])
 
 
+def array_text(chip: Any) -> str:
+    """Rows, columns and, where there are several, windows of a chip's array; empty for a chip without one."""
+    sizes = [getattr(chip, name, None) for name in ("rows", "cols", "windows")]
+    return "x".join(str(size) for i, size in enumerate(sizes) if size is not None and (i < 2 or size > 1))
+
+
 def check(path: str | None, suffixes: Iterable[str] = ()) -> None:
     """Refuse an output that cannot be written, before the work whose result it would hold.
 

@@ -219,6 +219,15 @@ def test_a_table_is_written_with_its_axes_named(suffix, codesign, tmp_path):
     assert total_s == pytest.approx(estimate(networks.resnet20().with_bits(2, 4), BitFusion()).latency_s)
 
 
+@pytest.mark.parametrize("suffix", ["npz", "json", "csv"])
+def test_a_table_is_a_chip_that_prices_the_same(suffix, codesign):
+    codesign(f"table resnet20 --bits 2,4 --out t.{suffix}")
+    measured = json.loads(codesign(f"estimate resnet20 --bits w2a4 --hardware t.{suffix} --json")[1])["totals"]
+    report = estimate(networks.resnet20().with_bits(2, 4), BitFusion())
+    assert measured["latency_s"] == pytest.approx(report.latency_s)
+    assert measured["energy_j"] == pytest.approx(report.energy_j)
+
+
 def test_a_table_can_be_printed_as_json(codesign):
     held = json.loads(codesign("table resnet20 --bits 8 --json")[1])
     assert np.shape(held["energy_pj"]) == (len(networks.resnet20().layers), 1, 1)

@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from hwmodels import HARDWARE, BitFusion, BitFusionEnergies
+from hwmodels import HARDWARE, BitFusion, BitFusionEnergies, LookupTable, Measurement
 from hwmodels.config import load_hardware, parse_settings, to_yaml
 
 ENERGIES = BitFusionEnergies(*(float(i) for i in range(1, 10)))
@@ -66,6 +66,17 @@ def test_energies_that_are_given_are_kept_when_one_of_them_changes(tmp_path):
     path = written(tmp_path, to_yaml(BitFusion(energies=ENERGIES)))
     chip = load_hardware(path, {"energies.dram_pj_per_bit": 4})
     assert chip.energies == dataclasses.replace(ENERGIES, dram_pj_per_bit=4.0)
+
+
+def test_a_table_of_measured_costs_is_a_chip(tmp_path):
+    board = LookupTable("board", (Measurement("conv1", 8, 8, 2e-6),), free_ops=("add",))
+    path = tmp_path / "board.csv"
+    board.to_file(path)
+    assert load_hardware(str(path), parse_settings(["free_ops=[add]"])) == board
+    with pytest.raises(ValueError, match=r"board\.csv.*no field but free_ops, got rows"):
+        load_hardware(str(path), {"rows": 3})
+    with pytest.raises(ValueError, match=r"'board'.*open its file"):
+        to_yaml(board)
 
 
 @pytest.mark.parametrize(
