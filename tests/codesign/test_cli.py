@@ -1,5 +1,7 @@
 import csv
+import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -99,6 +101,19 @@ def test_estimate_reads_a_chip_from_a_file(codesign, tmp_path):
     (tmp_path / "my_chip.yaml").write_text(codesign_show)
     from_file = json.loads(codesign("estimate resnet20 --hardware my_chip.yaml --json")[1])
     assert from_file["totals"] == json.loads(codesign("estimate resnet20 --hardware bitfusion-8x8 --json")[1])["totals"]
+
+
+def test_the_example_files_of_the_documentation_work(codesign):
+    examples = Path(__file__).parents[2] / "docs" / "examples"
+    line = f"estimate resnet18 --hardware {examples}/my_chip.yaml --set rows=32 --bits {examples}/bits.yaml --json"
+    document = json.loads(codesign(line)[1])
+    chip = BitFusion(
+        rows=32, cols=16, weight_buffer_bytes=131072, dram_bits_per_cycle=64, clock_hz=400e6, objective="energy"
+    )
+    chip = dataclasses.replace(chip, energies=dataclasses.replace(chip.unit_energies, dram_pj_per_bit=4.0))
+    assert document["hardware"] == repr(chip)
+    bits = {row["layer"]: (row["weight_bits"], row["input_bits"]) for row in document["layers"]}
+    assert (bits["conv1"], bits["layer1.0.conv1"], bits["layer4.1.conv2"]) == ((8, 8), (4, 8), (2, 4))
 
 
 @pytest.mark.parametrize("entry", [{"weight": 4, "input": 8}, [4, 8], "w4a8"])
