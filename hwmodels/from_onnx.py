@@ -90,7 +90,9 @@ class _Reader:
         self._activations: dict[str, Activation | None] = {"": None}
         self._origin: dict[str, str] = {}  # the initializer that a constant comes from
         self._constant_bits: dict[str, int] = {}
-        self._stated = {info.name: info.type for info in (*model.graph.value_info, *model.graph.output)}
+        self._stated: dict[str, onnx.TypeProto] = {}  # what the file says, where its own input shapes are taken
+        if all(_static(info.type.tensor_type) in (inputs.get(info.name), None) for info in model.graph.input):
+            self._stated = {info.name: info.type for info in (*model.graph.value_info, *model.graph.output)}
         for value in model.graph.initializer:
             self._keep(value.name, value)
             self._origin[value.name] = value.name
@@ -131,11 +133,7 @@ class _Reader:
         return shape
 
     def _known_shape(self, name: str) -> Shape | None:
-        if name not in self._types:
-            return None
-        tensor = self._types[name].tensor_type
-        dims = tuple(dim.dim_value for dim in tensor.shape.dim)
-        return dims if tensor.HasField("shape") and all(dim.HasField("dim_value") for dim in tensor.shape.dim) else None
+        return _static(self._types[name].tensor_type) if name in self._types else None
 
     def activation(self, name: str) -> Activation | None:
         """What a tensor holds, at the width of its type where that is quantized; None for constants."""
@@ -143,11 +141,11 @@ class _Reader:
         return x if x is None or bits is None else dataclasses.replace(x, bits=bits)
 
     def read(self, name: str) -> Activation:
-        """The activation that a layer reads, a constant standing for itself."""
+        """The activation that a layer reads, a constant standing for itself, its shape known for certain."""
         x = self.activation(name)
         if x is None:
             x = self._activations[name] = self.graph.constant(self.shape(name))
-        return x
+        return dataclasses.replace(x, shape=self.shape(name))
 
     def quantized_bits(self, name: str) -> int | None:
         """The width of a tensor's type; None for floats of 16 bits or more, and for accumulators."""
@@ -176,6 +174,8 @@ class _Reader:
     # --- nodes ------------------------------------------------------------------------------------------------------
 
     def _record(self, node: onnx.NodeProto) -> None:
+        from onnx import helper
+
         missing = [name for name in node.input if name not in self._activations]
         if missing:
             raise NetworkError(
@@ -193,13 +193,18 @@ class _Reader:
         if handler is None:
             self.unknown.setdefault(operator, []).append(node.name)
         result = handler(self, node) if handler else None
+        if self._known_shape(node.output[0]) is None and (handler is None or operator in ("Gemm", "MatMul")):
+            elem_type = self._types[node.input[0]].tensor_type.elem_type  # an unknown operator keeps size and type
+            shape = sources[0].shape if result is None else result.shape
+            self._types[node.output[0]] = helper.make_tensor_type_proto(elem_type, shape)
         for i, name in enumerate(node.output):
-            held = sources if result is None else [result]
+            held, bits = sources if result is None else [result], self.quantized_bits(name)
             shape = self._known_shape(name) or max(held, key=lambda x: x.count).shape
             if result is None or i > 0:
-                self._activations[name] = self.graph.moved(held, shape)
+                activation = self.graph.moved(held, shape)
             else:
-                self._activations[name] = dataclasses.replace(result, shape=shape)
+                activation = dataclasses.replace(result, shape=shape)
+            self._activations[name] = activation if bits is None else self.graph.quantized(activation, bits)
         if node.op_type == "DynamicQuantizeLinear":  # scale and zero point
             self._activations.update(dict.fromkeys(node.output[1:]))
 
@@ -215,8 +220,9 @@ class _Reader:
             schema = onnx.defs.get_schema(node.op_type, self.opset, node.domain)
             inferred = onnx.shape_inference.infer_node_outputs(schema, node, types, values, opset_imports=imports)
         except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            self._failures.update(dict.fromkeys(node.output, f"{node.op_type}: {reason}"))
+            reason = f"{node.op_type}: {str(error).strip() or type(error).__name__}".splitlines()[0]
+            reason = next((self._failures[name] for name in node.input if name in self._failures), reason)
+            self._failures.update(dict.fromkeys(node.output, reason))
         self._types.update(inferred)
         for name in node.output:
             if self._known_shape(name) is None and name in self._stated:
@@ -261,6 +267,12 @@ class _Reader:
             return []
 
 
+def _static(tensor: onnx.TypeProto.Tensor) -> Shape | None:
+    """The shape of a type; None where it is unknown in part."""
+    known = tensor.HasField("shape") and all(dim.HasField("dim_value") for dim in tensor.shape.dim)
+    return tuple(dim.dim_value for dim in tensor.shape.dim) if known else None
+
+
 def _standardized(node: onnx.NodeProto) -> onnx.NodeProto:
     """An operator of ONNX Runtime as the one of the standard that it extends."""
     from onnx import NodeProto
@@ -290,7 +302,7 @@ def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
 
 
 def _elementwise(reader: _Reader, node: onnx.NodeProto) -> Activation | None:
-    operands = [x for x in map(reader.activation, node.input) if x is not None]
+    operands = [reader.read(name) for name in node.input if reader.activation(name) is not None]
     op = ELEMENTWISE[node.op_type]
     return reader.graph.elementwise(op, reader.name(node), operands, reader.shape(node.output[0]))
 
@@ -342,19 +354,23 @@ def _transposed_conv(reader: _Reader, node: onnx.NodeProto) -> Activation | None
 def _product(reader: _Reader, node: onnx.NodeProto, a: str, b: str, s: Shape, t: Shape) -> Activation:
     """(..., m, k) by (..., k, n) of shapes ``s`` and ``t``, where either may be weights."""
     s, t = s if len(s) > 1 else (1, *s), t if len(t) > 1 else (*t, 1)
-    (m, k), n, count = s[-2:], t[-1], math.prod(np.broadcast_shapes(s[:-2], t[:-2]))
+    batch = np.broadcast_shapes(s[:-2], t[:-2])
+    (m, k), n, count = s[-2:], t[-1], math.prod(batch)
+    shape = (*batch, m, n)
     x, y = reader.activation(a), reader.activation(b)
     weight = "" if x is not None and y is not None else a if y is not None else b
     if len(t) == 2 or (weight == b and math.prod(t[:-2]) == 1):  # one right factor for all rows
         m, count = count * m, 1
     elif len(s) == 2 or (weight == a and math.prod(s[:-2]) == 1):
         n, count = count * n, 1
-    if x is not None and y is not None:
-        return reader.graph.matmul(reader.name(node), x, y, m, k, n, count)
     bits = reader.weight_bits(weight)
-    if weight == b:
-        return reader.graph.linear(reader.name(node, b), reader.read(a), k, n, m, count, bits)
-    return reader.graph.linear(reader.name(node, a), reader.read(b), k, m, n, count, bits)
+    if x is not None and y is not None:
+        product = reader.graph.matmul(reader.name(node), x, y, m, k, n, count)
+    elif weight == b:
+        product = reader.graph.linear(reader.name(node, b), reader.read(a), k, n, m, count, bits)
+    else:
+        product = reader.graph.linear(reader.name(node, a), reader.read(b), k, m, n, count, bits)
+    return dataclasses.replace(product, shape=shape)
 
 
 def _matmul(reader: _Reader, node: onnx.NodeProto) -> Activation | None:
@@ -371,7 +387,6 @@ def _gemm(reader: _Reader, node: onnx.NodeProto) -> Activation | None:
     other = reader.activation(node.input[2]) if len(node.input) > 2 else None
     if other is None:
         return product
-    product = dataclasses.replace(product, shape=(s[0], t[1]))
     return reader.graph.elementwise("add", f"{reader.name(node)}.add", [product, other], product.shape)
 
 

@@ -97,6 +97,7 @@ class Graph:
         self.bits = bits
         self.layers: list[Layer] = []
         self._tensors: list[tuple[str | None, tuple[int, ...]]] = []
+        self._stored_bits: list[int] = []
         self._readers: list[list[tuple[str, Operand]]] = []
         self._names: dict[str, int] = {}
         self._network_inputs: set[int] = set()
@@ -127,6 +128,12 @@ class Graph:
         if x.pads is not None:
             pads = (_sum(x.pads[0], pads[0]), _sum(x.pads[1], pads[1]))
         return dataclasses.replace(self.moved([x], shape), pads=pads)
+
+    def quantized(self, x: Activation, bits: int) -> Activation:
+        """The same activation at the width at which the network stores it."""
+        for tensor in x.tensors:
+            self._stored_bits[tensor] = bits
+        return dataclasses.replace(x, bits=bits)
 
     # --- layers that multiply ---------------------------------------------------------------------------------------
 
@@ -317,14 +324,14 @@ class Graph:
         Layers that ask for other than 8 bits set the widths of the tensors, as in `Workload.with_bits`.
         """
         tensors = tuple(
-            Tensor(producer, tuple(readers), shape)
-            for (producer, shape), readers in zip(self._tensors, self._readers, strict=True)
+            Tensor(producer, tuple(readers), shape, bits)
+            for (producer, shape), readers, bits in zip(self._tensors, self._readers, self._stored_bits, strict=True)
             if producer is not None or readers
         )
         workload = Workload(name, tuple(self.layers), tensors, batch)
         weight_bits = [layer.weight_bits for layer in workload.mac_layers]
         input_bits = [layer.input_bits for layer in workload.mac_layers]
-        if {*weight_bits, *input_bits} <= {8}:
+        if {*weight_bits, *input_bits, *self._stored_bits} <= {8}:
             return workload
         return workload.with_bits(weight_bits, input_bits)
 
@@ -334,6 +341,7 @@ class Graph:
 
     def _tensor(self, producer: str | None, shape: tuple[int, ...]) -> Activation:
         self._tensors.append((producer, shape))
+        self._stored_bits.append(self.bits)
         self._readers.append([])
         return Activation((len(self._tensors) - 1,), shape, self.bits)
 
