@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 from measure import Report, seconds, timed
 
@@ -28,10 +30,10 @@ def price(report: Report, name: str, space: AbstractSpace) -> None:
     """Networks a second."""
     table = cost_table(space, BitFusion(), n_checks=0)
     rng = np.random.default_rng(SEED)
-    archs = rng.integers(space.option_counts, size=(10**6, len(space.choices)))
+    drawn = rng.integers(space.option_counts, size=(10**6, len(space.choices)))
     for dtype in (np.int64, np.int16):
-        times = timed(lambda a=archs.astype(dtype): table.price(a), runs=15)
-        rate = len(archs) / times.median
+        times = timed(partial(table.price, drawn.astype(dtype)), runs=15)
+        rate = len(drawn) / times.median
         report(
             f"{name:<25}{dtype.__name__:<8}{times!s:<30}{seconds(times.processor):>9}   {rate / 1e6:.2f} million/s, "
             f"{rate / TARGET_PER_S:.2f} of the target"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -90,7 +91,7 @@ def chain(n_layers: int) -> Workload:
     channels = 8 * np.random.default_rng(0).permutation(np.arange(1, 400))[: n_layers + 1]
     layers = [
         Layer(f"conv{i}", int(c), int(k), (28, 28), (3, 3), (1, 1), (1, 1))
-        for i, (c, k) in enumerate(zip(channels[:-1], channels[1:], strict=True))
+        for i, (c, k) in enumerate(pairwise(channels))
     ]
     return Workload.sequential("chain", layers)
 

@@ -302,7 +302,7 @@ def cost_table(
     Parameters
     ----------
     space : AbstractSpace
-        A `BitwidthSpace`, or a space with a method ``terms() -> Terms``.
+        A `BitwidthSpace`, or a space with a method ``terms(by_name) -> Terms``.
     hardware : HardwareModel
     rng : numpy.random.Generator, optional
         Draws the networks that are compared; None: a generator with seed 0.
@@ -325,10 +325,11 @@ def cost_table(
     >>> table.pairs("energy_j")[0].shape, table.gap < 1e-12
     ((288, 288), True)
     """
+    by_name = not _has_kernel(hardware)  # a chip that is known by measurements may know layers by their names
     if isinstance(space, BitwidthSpace):
-        terms = bitwidth_terms(space)
+        terms = bitwidth_terms(space, by_name)
     elif hasattr(space, "terms"):
-        terms = space.terms()
+        terms = space.terms(by_name)
     else:
         raise NotDecomposable(
             f"{type(space).__name__}: a cost table needs a method terms() that says which layers each choice decides."
@@ -349,9 +350,14 @@ def cost_table(
     return CostTable(table.option_counts, table.metrics, table.terms, gap)
 
 
+def _has_kernel(hardware: Any) -> bool:
+    """Whether `hwmodels.array.run_kernel` prices layers for this chip."""
+    return hasattr(hardware, "kernel_chip") and getattr(hardware, "model", "default") != "reference"
+
+
 def _layer_costs(hardware: HardwareModel, terms: Terms, codes: NDArray[np.int64]) -> NDArray[np.float64]:
     """Cost of each distinct layer by `METRICS`; inf where it fits no tiling, nan where the chip gives no energy."""
-    if not (hasattr(hardware, "kernel_chip") and getattr(hardware, "model", "default") == "default"):
+    if not _has_kernel(hardware):
         return np.array([_layer_cost(hardware, terms, code) for code in codes.tolist()])
     rows, costs = terms.rows(codes), np.empty((len(codes), len(METRICS)))
     nothing_resident = np.zeros(len(rows), dtype=np.int64)

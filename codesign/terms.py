@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -90,14 +90,37 @@ class Terms:
         return layer if stored == input_bits else dataclasses.replace(layer, stored_input_bits=stored)
 
 
-def layer_code(
-    template: int, weight_bits: ArrayLike, input_bits: ArrayLike, stored_input_bits: ArrayLike, output_bits: ArrayLike
-) -> NDArray[np.int64]:
-    """One integer for a template at given widths; the widths broadcast."""
-    code = np.int64(template)
-    for bits in (weight_bits, input_bits, stored_input_bits, output_bits):
-        code = (code << _FIELD) | np.asarray(bits, dtype=np.int64)
-    return np.asarray(code)
+class Templates:
+    """Collects layer shapes and gives out codes of layers.
+
+    Parameters
+    ----------
+    by_name : bool
+        Keep layers of equal shape apart, for chips that know layers by their names.
+    """
+
+    def __init__(self, by_name: bool = False) -> None:
+        self._by_name = by_name
+        self._ids: dict[tuple[str, Layer], int] = {}
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The shapes, as numbered."""
+        return tuple(layer for _, layer in self._ids)
+
+    def code(
+        self, layer: Layer, weight_bits: ArrayLike, input_bits: ArrayLike, stored: ArrayLike, output_bits: ArrayLike
+    ) -> NDArray[np.int64]:
+        """One integer for a layer at given widths; the widths broadcast."""
+        template = layer.with_bits(1, 1, 1)
+        code = np.int64(self._ids.setdefault((layer.name if self._by_name else "", template), len(self._ids)))
+        for bits in (weight_bits, input_bits, stored, output_bits):
+            code = (code << _FIELD) | np.asarray(bits, dtype=np.int64)
+        return np.asarray(code)
+
+    def codes(self, layers: Iterable[Layer], *widths: ArrayLike) -> NDArray[np.int64]:
+        """Codes of several layers at the same widths, along a last axis."""
+        return np.stack([self.code(layer, *widths) for layer in layers], axis=-1)
 
 
 def _widths(codes: Any) -> Iterator[Any]:
@@ -106,8 +129,14 @@ def _widths(codes: Any) -> Iterator[Any]:
         yield (codes >> (_FIELD * i)) & ((1 << _FIELD) - 1)
 
 
-def bitwidth_terms(space: BitwidthSpace) -> Terms:
+def bitwidth_terms(space: BitwidthSpace, by_name: bool = False) -> Terms:
     """One term for each layer of a network whose bitwidths are searched.
+
+    Parameters
+    ----------
+    space : BitwidthSpace
+    by_name : bool
+        Keep layers of equal shape apart.
 
     Raises
     ------
@@ -122,8 +151,7 @@ def bitwidth_terms(space: BitwidthSpace) -> Terms:
     network, bits = space.network, np.array(space.bits, dtype=np.int64)
     asked = _asked(space)
     reads, writes = _stored_widths(network, asked)
-    ids: dict[Layer, int] = {}
-    terms = []
+    templates, terms = Templates(by_name), []
     for layer in network.layers:
         stored = reads.get((layer.name, "input"))
         if layer.is_mac:
@@ -141,10 +169,9 @@ def bitwidth_terms(space: BitwidthSpace) -> Terms:
             )
         axes = {choice: bits.reshape(-1, *(1,) * (len(scope) - 1 - i)) for i, choice in enumerate(scope)}
         columns = [reduce(np.maximum, [axes[c] if c >= 0 else np.int64(-c) for c in sorted(width)]) for width in widths]
-        template = ids.setdefault(layer.with_bits(1, 1, 1), len(ids))
-        codes = np.broadcast_to(layer_code(template, *columns), (len(bits),) * len(scope))
+        codes = np.broadcast_to(templates.code(layer, *columns), (len(bits),) * len(scope))
         terms.append(Term(tuple(scope), (np.arange(len(bits)),) * len(scope), codes[..., None]))
-    return Terms(tuple(ids), tuple(terms))
+    return Terms(templates.layers, tuple(terms))
 
 
 # A width is a set of who asks for it, the widest deciding: choices, and fixed widths as negative numbers.

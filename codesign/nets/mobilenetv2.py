@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -13,9 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codesign.space import AbstractSpace, Arch, Choice
-from codesign.terms import Term, Terms, layer_code
+from codesign.terms import Templates, Term, Terms
 from hwmodels.graph import Activation, Graph
 from hwmodels.workload import MAX_BITS, Layer, Workload
+
+Bits = tuple[int, ...]
 
 #: Bitwidth of the stem, the head and the classifier.
 FIXED_BITS = 8
@@ -205,20 +207,33 @@ class MobileNetV2Space(AbstractSpace):
         weight_bits, input_bits = ({layer.name: bits[layer.name][i] for layer in network.mac_layers} for i in (0, 1))
         return network.with_bits(weight_bits, input_bits)
 
-    def terms(self) -> Terms:
-        """The layers of each block by its option and by the width at which the next block stores what leaves it."""
-        templates = _Templates()
-        last, n_bits = len(self.block_shapes) - 1, len(self.bits)
-        own, seen = np.arange(len(self.options)), np.arange(len(self.options)) % n_bits
-        stem, head = (templates.codes(layers) for layers in self._ends())
-        stem = stem - FIXED_BITS + np.array(self.bits)[:, None]  # the lowest field of a code is the output's width
-        terms = [Term((0,), (seen,), stem), Term((), (), head)]
-        inner = {shape: self._block_codes(templates, shape, self.bits) for shape in set(self.block_shapes[:-1])}
-        for i, shape in enumerate(self.block_shapes[:-1]):
-            terms.append(Term((i, i + 1), (own, seen), inner[shape]))
-        before_head = self._block_codes(templates, self.block_shapes[last], (FIXED_BITS,))
-        terms.append(Term((last,), (own,), before_head[:, 0]))
-        return Terms(tuple(templates.ids), tuple(terms))
+    def terms(self, by_name: bool = False) -> Terms:
+        """The layers of each block by its option and by the width at which the next block stores what leaves it.
+
+        Parameters
+        ----------
+        by_name : bool
+            Keep the layers of all blocks apart, each under its name, also where their shapes are equal.
+        """
+        templates = Templates(by_name)
+        n_options, n_bits, last = len(self.options), len(self.bits), len(self.block_shapes) - 1
+        own, seen = np.arange(n_options), np.arange(n_options) % n_bits  # the input bits change fastest
+        stem, head = self._ends()
+        terms = [
+            Term((0,), (seen,), templates.codes(stem, FIXED_BITS, FIXED_BITS, FIXED_BITS, np.array(self.bits))),
+            Term((), (), templates.codes(head, *(FIXED_BITS,) * 4)),
+        ]
+        known: dict[tuple[str, BlockShape, Bits], NDArray[np.int64]] = {}
+        for i, shape in enumerate(self.block_shapes):
+            name, next_bits = f"blocks.{i}" if by_name else "blocks", self.bits if i < last else (FIXED_BITS,)
+            key = name, shape, next_bits
+            if key not in known:
+                known[key] = self._block_codes(templates, *key)
+            if i < last:
+                terms.append(Term((i, i + 1), (own, seen), known[key]))
+            else:
+                terms.append(Term((i,), (own,), known[key][:, 0]))
+        return Terms(templates.layers, tuple(terms))
 
     def _stem(self, graph: Graph) -> Activation:
         image = graph.input((self.batch, self.in_channels, self.input_size, self.input_size))
@@ -238,7 +253,7 @@ class MobileNetV2Space(AbstractSpace):
         self._head(head, head.constant((self.batch, shape.out_channels, size, size)))
         return stem.layers, head.layers
 
-    def _block_codes(self, templates: _Templates, shape: BlockShape, next_bits: Sequence[int]) -> NDArray[np.int64]:
+    def _block_codes(self, templates: Templates, name: str, shape: BlockShape, next_bits: Bits) -> NDArray[np.int64]:
         """Codes of a block's layers; shape (n_options, len(next_bits), len(_ROLES))."""
         weight, input, output = np.ix_(self.bits, self.bits, next_bits)
         counts = [len(values) for values in (self.expansions, self.kernel_sizes, self.skips, self.bits, self.bits)]
@@ -246,8 +261,8 @@ class MobileNetV2Space(AbstractSpace):
         for i, expansion in enumerate(self.expansions):
             graph = Graph()
             x = graph.constant((shape.batch, shape.in_channels, shape.size, shape.size))
-            _add_block(graph, "block", x, shape, Block(expansion, self.kernel_sizes[0], 1, FIXED_BITS, FIXED_BITS))
-            layers = {layer.name.removeprefix("block."): layer for layer in graph.layers}
+            _add_block(graph, name, x, shape, Block(expansion, self.kernel_sizes[0], 1, FIXED_BITS, FIXED_BITS))
+            layers = {layer.name.removeprefix(f"{name}."): layer for layer in graph.layers}
             # The operands of the addition are what the block computed, and its input, averaged or as it is stored.
             widths = {
                 "expand": (weight, input, input, input),
@@ -257,10 +272,10 @@ class MobileNetV2Space(AbstractSpace):
                 "add": (output if "pool" in layers else input, output, output, output),
             }
             for role, layer in layers.items():
-                codes[i, ..., _ROLES.index(role)] = layer_code(templates.id(layer), *widths[role])
+                codes[i, ..., _ROLES.index(role)] = templates.code(layer, *widths[role])
             for j, kernel in enumerate(self.kernel_sizes):
                 layer = dataclasses.replace(layers["depthwise"], kernel_size=kernel, padding=kernel // 2)
-                codes[i, j, ..., _ROLES.index("depthwise")] = layer_code(templates.id(layer), *widths["depthwise"])
+                codes[i, j, ..., _ROLES.index("depthwise")] = templates.code(layer, *widths["depthwise"])
         for s, skip in enumerate(self.skips):
             if not skip:
                 codes[:, :, s, ..., _ROLES.index("pool") :] = -1
@@ -304,17 +319,3 @@ def _scaled(channels: int, width: float) -> int:
     target = channels * width
     rounded = max(8, 8 * int(target / 8 + 0.5))
     return rounded if rounded >= 0.9 * target else rounded + 8
-
-
-class _Templates:
-    """Layer shapes, numbered as they come."""
-
-    def __init__(self) -> None:
-        self.ids: dict[Layer, int] = {}
-
-    def id(self, layer: Layer) -> int:
-        return self.ids.setdefault(layer, len(self.ids))
-
-    def codes(self, layers: Iterable[Layer]) -> NDArray[np.int64]:
-        """Codes of layers whose widths are all `FIXED_BITS`."""
-        return np.array([layer_code(self.id(layer), *(FIXED_BITS,) * 4) for layer in layers])

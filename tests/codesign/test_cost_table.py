@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -10,18 +11,21 @@ from codesign.cost_table import METRICS, CostTable, NotDecomposable, cost_table
 from codesign.nets.mobilenetv2 import Block, MobileNetV2Space, Stage
 from codesign.space import AbstractSpace, BitwidthSpace, Choice
 from hwmodels import (
+    HARDWARE,
     BitFusion,
     Energy,
     InfeasibleLayer,
     Layer,
     LayerCost,
+    LookupTable,
+    Measurement,
     UnsupportedLayer,
+    Workload,
     estimate,
     networks,
     residency,
-)
+)  # fmt: skip
 from hwmodels.graph import Graph
-from hwmodels.workload import Workload
 
 CHIP = BitFusion()
 
@@ -150,6 +154,40 @@ def test_the_expected_cost_of_a_certain_network_is_its_cost():
     assert list(table.expected(certain).values()) == pytest.approx(simulated(space, arch), rel=1e-12)
 
 
+@pytest.mark.parametrize("name", [name for name in HARDWARE if not name.startswith("bitfusion-")])
+def test_every_chip_has_a_table(name):
+    chip = HARDWARE[name]()
+    space = small_space()
+    table = cost_table(space, chip, n_checks=3)
+    assert table.metrics == METRICS and table.gap < 1e-12
+
+
+def test_the_reference_model_has_a_table():
+    chip = BitFusion(model="reference", mapping="channel", objective="latency")
+    assert cost_table(small_space(), chip, n_checks=3).gap < 1e-12
+
+
+def measured_by_name(space, costs_s):
+    """A table by name, equal at all bitwidths, from seconds by name."""
+    widths = list(itertools.product({*space.bits, 8}, repeat=2))
+    entries = [Measurement(name, w, a, latency_s) for name, latency_s in costs_s.items() for w, a in widths]
+    return LookupTable("board", tuple(entries), free_ops=("add", "pool"))
+
+
+def test_layers_that_were_measured_by_name_keep_their_names():
+    stages = (Stage(8, 1, 3),)  # three blocks of one shape
+    space = MobileNetV2Space.preset("tiny", stages=stages, expansions=(3,), kernel_sizes=(3,), bits=(2, 8))
+    names = [layer.name for layer in space.workload((0, 0, 0)).mac_layers]
+    costs_s = {name: 2.0**i for i, name in enumerate(names)}
+    table = cost_table(space, measured_by_name(space, costs_s))
+    assert table.price([(0, 0, 0)])["latency_s"][0] == sum(costs_s.values())
+
+    network = Workload.sequential("net", [Layer.linear("a", 8, 8), Layer.linear("b", 8, 8)])
+    bitwidths = BitwidthSpace(network, bits=(2, 8))
+    table = cost_table(bitwidths, measured_by_name(bitwidths, {"a": 1.0, "b": 2.0}))
+    assert table.price([(0, 0, 0, 0)])["latency_s"][0] == 1.0 + 2.0
+
+
 def test_a_chip_that_hands_activations_over_does_not_decompose_and_the_gap_is_said():
     class HandingOver:
         """The cost of a layer depends on whether its neighbours leave room."""
@@ -160,8 +198,10 @@ def test_a_chip_that_hands_activations_over_does_not_decompose_and_the_gap_is_sa
         def costs(self, workload, resident=None):
             return CHIP.costs(workload, residency(workload, CHIP))
 
-    with pytest.raises(NotDecomposable, match=r"off by up to 0\.\d+ of the simulated cost on 20 random networks"):
+    with pytest.raises(NotDecomposable, match="of the simulated cost on 20 random networks") as error:
         cost_table(small_space(), HandingOver())
+    # Handed-over activations skip DRAM, whose price dominates these small networks.
+    assert float(re.search(r"off by up to (\S+) of", str(error.value))[1]) > 0.1
 
 
 def test_a_space_without_terms_is_refused():
