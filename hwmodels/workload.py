@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -24,6 +25,8 @@ DATA_OPS: tuple[Op, ...] = ("pool", "add", "mul", "norm", "softmax", "resize")
 TWO_OPERAND_OPS: tuple[Op, ...] = ("matmul", "add", "mul")
 
 MAX_BITS = 32
+#: Layers with more MACs or inputs than this many bits hold are refused: their traffic could pass 63 bits.
+MAX_COUNT_BITS = 55
 
 
 class LoopDims(NamedTuple):
@@ -200,13 +203,12 @@ class Layer:
     @cached_property
     def out_size(self) -> tuple[int, int]:
         """Output height and width, rounded down as PyTorch does."""
-        height, width = (
-            (size + sum(pad) - dilation * (kernel - 1) - 1) // stride + 1
-            for size, pad, dilation, kernel, stride in zip(
-                self.in_size, self.pads, self.dilation, self.kernel_size, self.stride, strict=True
-            )
+        (h, w), (top_bottom, left_right) = self.in_size, self.pads
+        (r, s), (stride_h, stride_w), (dilation_h, dilation_w) = self.kernel_size, self.stride, self.dilation
+        return (
+            (h + sum(top_bottom) - dilation_h * (r - 1) - 1) // stride_h + 1,
+            (w + sum(left_right) - dilation_w * (s - 1) - 1) // stride_w + 1,
         )
-        return height, width
 
     @property
     def dims(self) -> LoopDims:
@@ -263,6 +265,32 @@ class Layer:
         """MACs times both operand widths."""
         return self.macs * self.weight_bits * self.input_bits
 
+    @cached_property
+    def packed(self) -> tuple[int, ...]:
+        """The layer as the kernels take it, columns `PACKED_COLUMNS`; equal where layers are.
+
+        Raises
+        ------
+        ValueError
+            For a layer so large that its counts could pass 63 bits.
+        """
+        g = self.groups
+        (r, s), (h, w), (p, q) = self.kernel_size, self.in_size, self.out_size
+        (top, bottom), (left, right) = self.pads
+        second = self.weight_count
+        # The largest counts are bits moved again for every MAC, both ways.
+        if max(self.batch * second * p * q, self.batch * self.in_channels * h * w).bit_length() > MAX_COUNT_BITS:
+            raise ValueError(
+                f"Layer {self.name!r}: it must have fewer than 2**{MAX_COUNT_BITS} MACs and inputs, so that its "
+                f"costs can be counted in 64 bits, got {self.macs} MACs and {self.input_count} inputs; split it."
+            )
+        return (
+            self.batch, self.out_channels // g, self.in_channels // g, p, q, r, s, g, h, w,
+            *self.stride, *self.dilation, top, bottom, left, right,
+            self.weight_bits, self.input_bits, self.output_bits, self.stored_input_bits or self.input_bits,
+            _OP_CODE[self.op], self.reads_network_input, second,
+        )  # fmt: skip
+
     def with_bits(self, weight_bits: int, input_bits: int, output_bits: int | None = None) -> Layer:
         """The same layer at other bitwidths."""
         return dataclasses.replace(
@@ -318,15 +346,12 @@ _OP_CODE = {op: code for code, op in enumerate(MAC_OPS + DATA_OPS)}
 
 def pack(layers: Iterable[Layer]) -> NDArray[np.int64]:
     """Layers as rows of integers, columns `PACKED_COLUMNS`; shape (n_layers, n_columns)."""
-    rows = [
-        (
-            *layer.dims, *layer.in_size, *layer.stride, *layer.dilation, *layer.pads[0], *layer.pads[1],
-            layer.weight_bits, layer.input_bits, layer.output_bits, layer.stored_input_bits or layer.input_bits,
-            _OP_CODE[layer.op], layer.reads_network_input, layer.weight_count,
-        )
-        for layer in layers
-    ]  # fmt: skip
-    return np.array(rows, dtype=np.int64).reshape(len(rows), len(PACKED_COLUMNS))
+    return _rows([layer.packed for layer in layers])
+
+
+def _rows(packed: Collection[tuple[int, ...]]) -> NDArray[np.int64]:
+    flat = np.fromiter(chain.from_iterable(packed), np.int64, len(packed) * len(PACKED_COLUMNS))
+    return flat.reshape(len(packed), len(PACKED_COLUMNS))
 
 
 Bits = int | Sequence[int] | Mapping[str, int]
@@ -382,16 +407,16 @@ class Workload:
     @classmethod
     def sequential(cls, name: str, layers: Iterable[Layer], batch: int | None = None) -> Workload:
         """A chain: each layer reads what the one before it wrote, and the first reads the network's input."""
-        chain = tuple(layers)
+        ordered = tuple(layers)
         tensors: list[Tensor] = []
-        for i, layer in enumerate(chain):
+        for i, layer in enumerate(ordered):
             if i == 0:
                 shape: tuple[int, ...] = (layer.batch, layer.in_channels, *layer.in_size)
                 tensors.append(Tensor(None, ((layer.name, "input"),), shape, layer.input_bits))
-            readers: tuple[tuple[str, Operand], ...] = ((chain[i + 1].name, "input"),) if i + 1 < len(chain) else ()
+            readers: tuple[tuple[str, Operand], ...] = ((ordered[i + 1].name, "input"),) if i + 1 < len(ordered) else ()
             shape = (layer.batch, layer.out_channels, *layer.out_size)
             tensors.append(Tensor(layer.name, readers, shape, layer.output_bits))
-        return cls(name, chain, tuple(tensors), batch=batch or (chain[0].batch if chain else 1))
+        return cls(name, ordered, tuple(tensors), batch=batch or (ordered[0].batch if ordered else 1))
 
     @cached_property
     def mac_layers(self) -> tuple[Layer, ...]:
@@ -422,9 +447,9 @@ class Workload:
         rows : ndarray of int64, shape (n_distinct, n_columns)
         index : ndarray of int64, shape (n_layers,)
         """
-        position: dict[Layer, int] = {}
-        index = np.array([position.setdefault(layer, len(position)) for layer in self.layers], dtype=np.int64)
-        return pack(position), index
+        position: dict[tuple[int, ...], int] = {}
+        index = [position.setdefault(layer.packed, len(position)) for layer in self.layers]
+        return _rows(position), np.array(index, dtype=np.int64)
 
     def to_json(self, indent: int | None = None) -> str:
         """Layers and tensors as JSON, fields at their defaults left out."""
