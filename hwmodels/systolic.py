@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import dataclasses
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hwmodels.workload import PACKED_COLUMNS
+from hwmodels.cost import PackedCosts
+from hwmodels.mapper import CHIP_COLUMNS
+from hwmodels.workload import PACKED_COLUMNS, Workload
+
+if TYPE_CHECKING:
+    from hwmodels.mac_array import MacArray
 
 Dataflow = Literal["weight-stationary", "output-stationary", "input-stationary"]
 _AT = {name: i for i, name in enumerate(PACKED_COLUMNS)}
@@ -83,6 +89,45 @@ def scalesim_cycles(layers: NDArray[np.int64], rows: int, cols: int, dataflow: D
     load = rows if dataflow == "output-stationary" else 2 * rows
     cycles: NDArray[np.int64] = _ceil(along_rows, rows) * _ceil(along_cols, cols) * (load + cols + time - 2) - 1
     return cycles * layers[:, _AT["G"]]
+
+
+class Timings(NamedTuple):
+    """Cycles that the array is busy with each MAC layer of a network; arrays of shape (n_mac_layers,)."""
+
+    scalesim: NDArray[np.int64]
+    overlapped: NDArray[np.int64]
+
+
+def compare_timings(workload: Workload, chip: MacArray) -> Timings:
+    """How long a systolic array works on each layer by either timing, its filling and draining included.
+
+    Parameters
+    ----------
+    workload : Workload
+    chip : MacArray
+        Its own ``timing`` does not matter.
+
+    Notes
+    -----
+    The overlapping folds are those of the mapping: it cuts layers into tiles that fit the buffers, and puts several
+    groups on the array at once, which SCALE-Sim does not.
+
+    Examples
+    --------
+    >>> from hwmodels import MacArray, networks
+    >>> timings = compare_timings(networks.resnet18(), MacArray(dataflow="weight-stationary"))
+    >>> bool((timings.scalesim > timings.overlapped).all())
+    True
+    """
+    overlapped = dataclasses.replace(chip, timing="overlapped")
+    fill_cycles = int(overlapped.kernel_chip[CHIP_COLUMNS.index("fill_cycles")])
+
+    def busy(costs: PackedCosts) -> NDArray[np.int64]:
+        pairs = zip(workload.layers, costs, strict=True)
+        return np.array([cost.compute_cycles for layer, cost in pairs if layer.is_mac], dtype=np.int64)
+
+    serial = dataclasses.replace(chip, timing="scalesim")
+    return Timings(busy(serial.costs(workload)), busy(overlapped.costs(workload)) + fill_cycles)
 
 
 def _ceil(a: NDArray[np.int64], b: NDArray[np.int64] | int) -> NDArray[np.int64]:
