@@ -36,7 +36,7 @@ IGNORED: dict[str, str] = {
     ),
     **each("BatchNormalization", "folds into the neighbouring weights"),
     **each("Dropout", "does nothing in evaluation mode"),
-    **each("QuantizeLinear DynamicQuantizeLinear", "fuses with the layer before it"),
+    **each("QuantizeLinear DynamicQuantizeLinear DequantizeLinear", "fuses with the layer before it"),
 }
 
 #: Operators that take the shape of an activation and none of its data.
@@ -102,7 +102,8 @@ class _Reader:
                 self._types[info.name] = helper.make_tensor_type_proto(elem_type, inputs[info.name])
                 self._activations[info.name] = self.graph.input(inputs[info.name])
         for node in model.graph.node:
-            self._record(_standardized(node))
+            standard = _standardized(node)
+            self._record(standard, contributed=standard is not node)
 
     def _keep(self, name: str, value: onnx.TensorProto) -> None:
         """A constant: its type, and its numbers where shapes may depend on them."""
@@ -173,8 +174,8 @@ class _Reader:
 
     # --- nodes ------------------------------------------------------------------------------------------------------
 
-    def _record(self, node: onnx.NodeProto) -> None:
-        from onnx import helper
+    def _record(self, node: onnx.NodeProto, contributed: bool) -> None:
+        from onnx import TensorProto, helper
 
         missing = [name for name in node.input if name not in self._activations]
         if missing:
@@ -182,7 +183,7 @@ class _Reader:
                 f"from_onnx: {self.called} must be a sorted graph, but node {node.name or node.op_type!r} reads "
                 f"{', '.join(map(repr, missing))}, which nothing before it writes."
             )
-        self._infer(node)
+        self._infer(node, contributed)
         operator = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"
         read = node.input[:1] if node.op_type == "CastLike" else node.input
         sources = [x for x in map(self.activation, read) if x is not None]
@@ -193,10 +194,8 @@ class _Reader:
         if handler is None:
             self.unknown.setdefault(operator, []).append(node.name)
         result = handler(self, node) if handler else None
-        if self._known_shape(node.output[0]) is None and (handler is None or operator in ("Gemm", "MatMul")):
-            elem_type = self._types[node.input[0]].tensor_type.elem_type  # an unknown operator keeps size and type
-            shape = sources[0].shape if result is None else result.shape
-            self._types[node.output[0]] = helper.make_tensor_type_proto(elem_type, shape)
+        if handler is None and self._known_shape(node.output[0]) is None:  # left out: its output is like its input
+            self._types[node.output[0]] = helper.make_tensor_type_proto(TensorProto.FLOAT, sources[0].shape)
         for i, name in enumerate(node.output):
             held, bits = sources if result is None else [result], self.quantized_bits(name)
             shape = self._known_shape(name) or max(held, key=lambda x: x.count).shape
@@ -208,21 +207,31 @@ class _Reader:
         if node.op_type == "DynamicQuantizeLinear":  # scale and zero point
             self._activations.update(dict.fromkeys(node.output[1:]))
 
-    def _infer(self, node: onnx.NodeProto) -> None:
-        """Types of what a node writes, from types and small constants that it reads."""
-        import onnx
+    def _infer(self, node: onnx.NodeProto, contributed: bool) -> None:
+        """Types of what a node writes, from types and small constants that it reads.
+
+        Contributed operators take types that the standard does not allow, and give that of their operand.
+        """
+        from onnx import TensorProto, defs, helper, shape_inference
 
         types = {name: self._types[name] for name in node.input if name in self._types}
         values = {name: self._values[name] for name in node.input if name in self._values}
-        imports = [onnx.helper.make_opsetid("", self.opset)]
+        quantizes = node.op_type in ("QuantizeLinear", "DequantizeLinear")
+        if contributed and not quantizes:
+            types = {name: helper.make_tensor_type_proto(TensorProto.FLOAT, self._known_shape(name)) for name in types}
+        opset = defs.onnx_opset_version() if contributed else self.opset
         inferred: dict[str, onnx.TypeProto] = {}
         try:
-            schema = onnx.defs.get_schema(node.op_type, self.opset, node.domain)
-            inferred = onnx.shape_inference.infer_node_outputs(schema, node, types, values, opset_imports=imports)
+            schema = defs.get_schema(node.op_type, opset, node.domain)
+            imports = [helper.make_opsetid("", opset)]
+            inferred = shape_inference.infer_node_outputs(schema, node, types, values, opset_imports=imports)
         except Exception as error:
             reason = f"{node.op_type}: {str(error).strip() or type(error).__name__}".splitlines()[0]
             reason = next((self._failures[name] for name in node.input if name in self._failures), reason)
             self._failures.update(dict.fromkeys(node.output, reason))
+        if contributed and not quantizes:
+            for tensor in inferred.values():
+                tensor.tensor_type.elem_type = self._types[node.input[0]].tensor_type.elem_type
         self._types.update(inferred)
         for name in node.output:
             if self._known_shape(name) is None and name in self._stated:
@@ -275,16 +284,15 @@ def _static(tensor: onnx.TypeProto.Tensor) -> Shape | None:
 
 def _standardized(node: onnx.NodeProto) -> onnx.NodeProto:
     """An operator of ONNX Runtime as the one of the standard that it extends."""
-    from onnx import NodeProto
+    from onnx import NodeProto, defs
 
-    if node.domain != "com.microsoft" or not (node.op_type in CONTRIBUTED or node.op_type in OPERATORS):
-        return node
     operator, places = CONTRIBUTED.get(node.op_type, (node.op_type, range(len(node.input))))
-    standard = NodeProto()
-    standard.CopyFrom(node)
-    del standard.input[:]
+    if node.domain != "com.microsoft" or operator not in OPERATORS or _attributes(node).get("channels_last"):
+        return node
+    known = defs.get_schema(operator).attributes if defs.has(operator) else ()
+    standard = NodeProto(op_type=operator, name=node.name, output=node.output)
     standard.input.extend(node.input[i] for i in places if i < len(node.input))
-    standard.op_type, standard.domain = operator, ""
+    standard.attribute.extend(attribute for attribute in node.attribute if attribute.name in known)
     return standard
 
 
@@ -307,8 +315,8 @@ def _elementwise(reader: _Reader, node: onnx.NodeProto) -> Activation | None:
     return reader.graph.elementwise(op, reader.name(node), operands, reader.shape(node.output[0]))
 
 
-def _dequantize(reader: _Reader, node: onnx.NodeProto) -> Activation | None:
-    """The same activation, as wide as it was quantized."""
+def _in_place(reader: _Reader, node: onnx.NodeProto) -> Activation | None:
+    """The same elements where they are; dequantized, as wide as they were quantized."""
     return reader.activation(node.input[0])
 
 
@@ -523,7 +531,8 @@ OPERATORS: dict[str, Handler] = {
     **dict.fromkeys(IGNORED, _ignored),
     **dict.fromkeys(ELEMENTWISE, _elementwise),
     **PRODUCTS,
-    **each("DequantizeLinear", _dequantize),
+    **each("Identity Cast CastLike BatchNormalization Dropout", _in_place),
+    **each("QuantizeLinear DynamicQuantizeLinear DequantizeLinear", _in_place),
     **each("Gather", _gather),
     **each("Pad", _pad),
     **each("MaxPool AveragePool LpPool", _pool),

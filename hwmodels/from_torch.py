@@ -248,6 +248,12 @@ def _ignored(trace: _Recorder, call: _Call) -> Activation | None:
     return None
 
 
+def _in_place(trace: _Recorder, call: _Call) -> Activation | None:
+    """The same elements where they are."""
+    operands = [trace.activation(x) for x in tree_leaves(call.arguments) if isinstance(x, torch.Tensor)]
+    return next(x for x in operands if x is not None)
+
+
 def _elementwise(trace: _Recorder, call: _Call) -> Activation | None:
     operands = [trace.activation(x) for x in tree_leaves(call.arguments) if isinstance(x, torch.Tensor)]
     op = ELEMENTWISE[call.operator]
@@ -401,6 +407,8 @@ PRODUCTS: dict[str, Handler] = {
 #: What becomes of each operator. Anything else is reported as unknown.
 OPERATORS: dict[str, Handler] = {
     **dict.fromkeys(IGNORED, _ignored),
+    **each("alias detach clone contiguous lift lift_fresh _to_copy _native_batch_norm_legit_no_training", _in_place),
+    **each("dropout native_dropout alpha_dropout feature_dropout bernoulli", _in_place),
     **dict.fromkeys(ELEMENTWISE, _elementwise),
     **PRODUCTS,
     **each("glu", _glu),

@@ -151,11 +151,7 @@ class Graph:
         weight_bits: int | None = None,
     ) -> Activation:
         """A convolution over one or two axes; over one it is a map of height 1."""
-        batch, channels, in_size = _image(x.shape)
-        pads = _pads(padding)
-        if x.pads is not None:
-            in_size = (in_size[0] - sum(x.pads[0]), in_size[1] - sum(x.pads[1]))
-            pads = (_sum(pads[0], x.pads[0]), _sum(pads[1], x.pads[1]))
+        batch, channels, in_size, pads = _padded_image(x, padding)
         layer = Layer(
             name, channels, out_channels, in_size, _pair(kernel_size), _pair(stride), pads, _pair(dilation), groups,
             batch, weight.bits if weight else weight_bits or self.bits, x.bits,
@@ -223,9 +219,8 @@ class Graph:
 
         A 1x1 window at stride 1 does nothing and makes no layer.
         """
-        batch, channels, in_size = _image(x.shape)
-        kernel, dilate = _pair(kernel_size), _pair(dilation)
-        step, pads = _pair(stride or kernel_size), list(_pads(padding))
+        batch, channels, in_size, (rows, columns) = _padded_image(x, padding)
+        kernel, dilate, step, pads = _pair(kernel_size), _pair(dilation), _pair(stride or kernel_size), [rows, columns]
         if kernel == step == (1, 1) and pads == [(0, 0), (0, 0)]:
             return x
         if out_size is not None:
@@ -397,6 +392,15 @@ def _sum(a: Pair, b: Pair) -> Pair:
 def _image(shape: Sequence[int]) -> tuple[int, int, Pair]:
     """Batch, channels and map of (N, C, H, W) or (N, C, L)."""
     return shape[0], shape[1], _pair(shape[2:])
+
+
+def _padded_image(x: Activation, padding: Sequence[int | Pair]) -> tuple[int, int, Pair, tuple[Pair, Pair]]:
+    """Batch, channels and map without the zeros around it, and all padding together."""
+    batch, channels, (height, width) = _image(x.shape)
+    rows, columns = _pads(padding)
+    around = x.pads or ((0, 0), (0, 0))
+    in_size = (height - sum(around[0]), width - sum(around[1]))
+    return batch, channels, in_size, (_sum(rows, around[0]), _sum(columns, around[1]))
 
 
 def _elements(shape: Sequence[int]) -> tuple[int, int, Pair]:

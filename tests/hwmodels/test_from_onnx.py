@@ -385,16 +385,43 @@ def test_dynamic_quantization_makes_no_layer_of_its_scales():
 
 
 def test_operators_of_onnx_runtime_are_those_of_the_standard():
+    """They take types that the standard does not, and came before its own."""
     domain = {"domain": "com.microsoft"}
     nodes = [
-        ("QGemm", ["x", "s", "xz", "w", "s", "wz", "", "s", "xz"], ["a"], domain),
-        ("QGemm", ["x", "s", "xz", "w", "s", "wz", "", "s", "xz"], ["b"], domain),
+        ("QLinearGlobalAveragePool", ["x", "s", "xz", "s", "xz"], ["p"], {**domain, "channels_last": 0}),
+        ("Flatten", ["p"], ["f"], {}),
+        ("QGemm", ["f", "s", "xz", "w", "s", "wz", "", "s", "xz"], ["a"], domain),
+        ("QGemm", ["f", "s", "xz", "w", "s", "wz", "", "s", "xz"], ["b"], domain),
         ("QLinearAdd", ["a", "s", "xz", "b", "s", "xz", "s", "xz"], ["y"], domain),
     ]
     weights = [weight("w", (6, 5), I8), weight("s", ()), weight("xz", (), U8), weight("wz", (), I8)]
-    workload = from_onnx(network(nodes, image((4, 6), U8), weights, domains=["com.microsoft"]), float_bits=16)
-    assert [(layer.op, layer.input_bits) for layer in workload.layers] == [("linear", 8), ("linear", 8), ("add", 8)]
-    assert edges(workload)["n0"] == (("n2", "input"),)
+    model = network(nodes, image((4, 6, 3, 3), U8), weights, domains=["com.microsoft"], opset=13)
+    workload = from_onnx(model, float_bits=16)
+    assert [layer.op for layer in workload.layers] == ["pool", "linear", "linear", "add"]
+    assert {(layer.input_bits, layer.output_bits) for layer in workload.layers} == {(8, 8)}
+    assert edges(workload)["n2"] == (("n4", "input"),)
+
+
+def test_four_bit_weights_may_come_before_the_standard_had_them():
+    domain = {"domain": "com.microsoft"}
+    nodes = [("DequantizeLinear", ["w", "s", "wz"], ["wd"], domain), ("Conv", ["x", "wd"], ["y"], {})]
+    weights = [weight("w", (4, 3, 3, 3), TensorProto.INT4), weight("s", ()), weight("wz", (), TensorProto.INT4)]
+    (layer,) = from_onnx(network(nodes, image(), weights, domains=["com.microsoft"], opset=13)).layers
+    assert (layer.weight_bits, layer.input_bits) == (4, 8)
+
+
+def test_a_function_of_one_activation_fuses_between_quantizers_too():
+    nodes = [
+        ("Conv", ["x", "w"], ["c"], {}),
+        ("QuantizeLinear", ["c", "s", "z"], ["q"], {}),
+        ("DequantizeLinear", ["q", "s", "z"], ["d"], {}),
+        ("Sigmoid", ["d"], ["g"], {}),
+        ("QuantizeLinear", ["g", "s", "z"], ["gq"], {}),
+        ("DequantizeLinear", ["gq", "s", "z"], ["gd"], {}),
+        ("Mul", ["d", "gd"], ["y"], {}),
+    ]
+    model = network(nodes, image(), [weight("w", (4, 3, 1, 1)), weight("s", ()), weight("z", (), U8)])
+    assert [layer.name for layer in from_onnx(model).layers] == ["n0"]
 
 
 # --- what makes no layer, and what does -------------------------------------------------------------------------------

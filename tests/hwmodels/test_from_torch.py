@@ -143,6 +143,13 @@ def test_padding_before_a_convolution_is_the_convolutions():
     assert (layer.in_size, layer.pads, layer.out_size) == ((8, 8), ((2, 1), (0, 1)), (5, 4))
 
 
+def test_padding_before_pooling_is_the_poolings():
+    net = module_of(lambda self, x: nn.functional.max_pool2d(nn.functional.pad(self.conv(x), (0, 1, 0, 1)), 3, 2))
+    net.conv = nn.Conv2d(3, 8, 1)
+    layer = from_torch(net, (1, 3, 8, 8)).layers[1]
+    assert (layer.in_size, layer.pads, layer.out_size) == ((8, 8), ((0, 1), (0, 1)), (4, 4))
+
+
 def test_padding_with_something_else_than_zeros_is_part_of_the_map():
     net = module_of(lambda self, x: self.conv(nn.functional.pad(x, (1, 1, 1, 1), value=3.0)), conv=nn.Conv2d(3, 8, 3))
     (layer,) = from_torch(net, (1, 3, 8, 8)).layers
