@@ -7,73 +7,26 @@ import logging
 import math
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hwmodels.graph import Activation, Graph, NetworkError, Pair, each, unknown_operators_text
-from hwmodels.workload import Op, Workload
+from hwmodels.graph import Activation, Graph, NetworkError, unknown_operators_text
+from hwmodels.onnx_operators import CONSTANTS, CONTRIBUTED, OPERATORS, PRODUCTS, Shape
+from hwmodels.workload import Workload
 
 if TYPE_CHECKING:
     import onnx
 
 logger = logging.getLogger(__name__)
-Shape = tuple[int, ...]
 
 #: Constants of at most this many elements are computed where shapes may depend on them.
 SMALL = 1024
 
-#: Operators that make no layer, and why. Edges of the graph pass through them.
-IGNORED: dict[str, str] = {
-    **each(
-        """
-        Identity Cast CastLike Reshape Flatten Transpose Squeeze Unsqueeze Expand Tile Concat Split Slice GatherElements
-        GatherND ScatterElements ScatterND Scatter DepthToSpace SpaceToDepth Trilu ReverseSequence
-        """,
-        "moves data by addressing only",
-    ),
-    **each("BatchNormalization", "folds into the neighbouring weights"),
-    **each("Dropout", "does nothing in evaluation mode"),
-    **each("QuantizeLinear DynamicQuantizeLinear DequantizeLinear", "fuses with the layer before it"),
-}
 
-#: Operators that take the shape of an activation and none of its data.
-CONSTANTS = frozenset({"Shape", "Size", "EyeLike", "RandomNormalLike", "RandomUniformLike"})
-
-#: Operators that combine their operands element by element, and the layer that they make where two or more are
-#: activations. Of one activation they are a function that fuses with the layer before.
-ELEMENTWISE: dict[str, Op] = {
-    **each("Add Sub Sum Max Min Mean Where Clip And Or Xor Equal Greater GreaterOrEqual Less LessOrEqual", "add"),
-    **each("Mul Div Pow Mod PRelu BitwiseAnd BitwiseOr BitwiseXor BitShift", "mul"),
-    **each(
-        """
-        Relu LeakyRelu ThresholdedRelu Elu Selu Celu Sigmoid HardSigmoid HardSwish Swish Mish Tanh Softplus Softsign
-        Gelu FastGelu QuickGelu Shrink Abs Neg Sign Exp Log Sqrt Reciprocal Erf Sin Cos Tan Sinh Cosh Asin Acos Atan
-        Floor Ceil Round Not BitwiseNot IsNaN IsInf
-        """,
-        "mul",
-    ),
-}
-
-#: Operators of ONNX Runtime that are one of the standard with other inputs: its name, and where its operands stand.
-CONTRIBUTED: dict[str, tuple[str, tuple[int, ...]]] = {
-    "QGemm": ("Gemm", (0, 3)),
-    "QLinearAdd": ("Add", (0, 3)),
-    "QLinearMul": ("Mul", (0, 3)),
-    "QLinearAveragePool": ("AveragePool", (0,)),
-    "QLinearGlobalAveragePool": ("GlobalAveragePool", (0,)),
-    "QLinearSigmoid": ("Sigmoid", (0,)),
-    "QLinearLeakyRelu": ("LeakyRelu", (0,)),
-    "QLinearSoftmax": ("Softmax", (0,)),
-    "QLinearConcat": ("Concat", tuple(range(2, 96, 3))),
-    "FusedConv": ("Conv", (0, 1)),
-    "FusedGemm": ("Gemm", (0, 1)),
-}
-
-
-class _Reader:
+class Reader:
     """Goes through the nodes of a graph, infers shapes as it goes, and records layers in a `Graph`."""
 
     def __init__(self, model: onnx.ModelProto, called: str, inputs: Mapping[str, Shape], bits: int) -> None:
@@ -167,10 +120,21 @@ class _Reader:
         stored = self._values.get(name)
         return None if stored is None else list(numpy_helper.to_array(stored).reshape(-1).tolist())
 
+    @staticmethod
+    def attributes(node: onnx.NodeProto) -> dict[str, Any]:
+        """The attributes that a node states, by name."""
+        from onnx import helper
+
+        return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+
     def name(self, node: onnx.NodeProto, weight: str = "") -> str:
         """A layer's name: its weight's as the exporter keeps it, or the node's."""
         stem, found, _ = self._origin.get(weight, "").partition(".weight")
         return stem if found and stem else node.name or f"{node.op_type}:{node.output[0]}"
+
+    def report(self, operator: str, node: onnx.NodeProto) -> None:
+        """Note an operator that has no meaning here."""
+        self.unknown.setdefault(operator, []).append(node.name)
 
     # --- nodes ------------------------------------------------------------------------------------------------------
 
@@ -192,7 +156,7 @@ class _Reader:
             return
         handler = OPERATORS.get(operator)
         if handler is None:
-            self.unknown.setdefault(operator, []).append(node.name)
+            self.report(operator, node)
         result = handler(self, node) if handler else None
         if handler is None and self._known_shape(node.output[0]) is None:  # left out: its output is like its input
             self._types[node.output[0]] = helper.make_tensor_type_proto(TensorProto.FLOAT, sources[0].shape)
@@ -249,10 +213,10 @@ class _Reader:
                     self._origin[name] = self._origin[source]
         read = [name for name in node.input if name]
         if node.op_type == "Constant":
-            kind, value = next(iter(_attributes(node).items()))
+            kind, value = next(iter(self.attributes(node).items()))
             self._keep(node.output[0], value if kind == "value" else numpy_helper.from_array(np.asarray(value)))
         elif node.op_type == "Shape" and self._known_shape(read[0]) is not None:
-            given = _attributes(node)
+            given = self.attributes(node)
             axes = slice(given.get("start", 0), given.get("end"))
             self._keep(node.output[0], numpy_helper.from_array(np.array(self.shape(read[0])[axes], dtype=np.int64)))
         elif all(name in self._values for name in read):
@@ -287,263 +251,13 @@ def _standardized(node: onnx.NodeProto) -> onnx.NodeProto:
     from onnx import NodeProto, defs
 
     operator, places = CONTRIBUTED.get(node.op_type, (node.op_type, range(len(node.input))))
-    if node.domain != "com.microsoft" or operator not in OPERATORS or _attributes(node).get("channels_last"):
+    if node.domain != "com.microsoft" or operator not in OPERATORS or Reader.attributes(node).get("channels_last"):
         return node
     known = defs.get_schema(operator).attributes if defs.has(operator) else ()
     standard = NodeProto(op_type=operator, name=node.name, output=node.output)
     standard.input.extend(node.input[i] for i in places if i < len(node.input))
     standard.attribute.extend(attribute for attribute in node.attribute if attribute.name in known)
     return standard
-
-
-# --- handlers: each returns what its first output holds, or None where that is what its operands held -----------------
-
-
-def _ignored(reader: _Reader, node: onnx.NodeProto) -> Activation | None:
-    return None
-
-
-def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
-    from onnx import helper
-
-    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-
-
-def _elementwise(reader: _Reader, node: onnx.NodeProto) -> Activation | None:
-    operands = [reader.read(name) for name in node.input if reader.activation(name) is not None]
-    op = ELEMENTWISE[node.op_type]
-    return reader.graph.elementwise(op, reader.name(node), operands, reader.shape(node.output[0]))
-
-
-def _in_place(reader: _Reader, node: onnx.NodeProto) -> Activation | None:
-    """The same elements where they are; dequantized, as wide as they were quantized."""
-    return reader.activation(node.input[0])
-
-
-def _window(x: Shape, kernel: Sequence[int], node: onnx.NodeProto) -> tuple[Shape, list[Pair], Shape]:
-    """Stride, padding and dilation of a convolution or pooling."""
-    given, axes = _attributes(node), len(kernel)
-    stride, dilation = tuple(given.get("strides", (1,) * axes)), tuple(given.get("dilations", (1,) * axes))
-    ends = given.get("pads", (0,) * 2 * axes)
-    pads = list(zip(ends[:axes], ends[axes:], strict=True))
-    auto = given.get("auto_pad", b"NOTSET").decode()
-    if auto.startswith("SAME"):
-        for i, size in enumerate(x[2:]):
-            total = max((-(-size // stride[i]) - 1) * stride[i] + dilation[i] * (kernel[i] - 1) + 1 - size, 0)
-            pads[i] = (total // 2, total - total // 2) if auto == "SAME_UPPER" else (total - total // 2, total // 2)
-    return stride, pads, dilation
-
-
-def _conv(reader: _Reader, node: onnx.NodeProto) -> Activation | None:
-    w = node.input[3] if node.op_type == "QLinearConv" else node.input[1]
-    x, weight, (out_channels, _, *kernel) = reader.read(node.input[0]), reader.activation(w), reader.shape(w)
-    if len(kernel) > 2:
-        reader.unknown.setdefault(f"{node.op_type} over {len(kernel)} axes", []).append(node.name)
-        return None
-    stride, pads, dilation = _window(x.shape, kernel, node)
-    groups = _attributes(node).get("group", 1)
-    return reader.graph.conv(
-        reader.name(node, w), x, out_channels, kernel, stride, pads, dilation, groups, weight, reader.weight_bits(w)
-    )
-
-
-def _transposed_conv(reader: _Reader, node: onnx.NodeProto) -> Activation | None:
-    w, groups = node.input[1], _attributes(node).get("group", 1)
-    x, (_, out_channels, *kernel) = reader.read(node.input[0]), reader.shape(w)
-    if len(kernel) > 2:
-        reader.unknown.setdefault(f"{node.op_type} over {len(kernel)} axes", []).append(node.name)
-        return None
-    return reader.graph.transposed_conv(
-        reader.name(node, w), x, out_channels * groups, kernel, reader.shape(node.output[0]), groups,
-        reader.weight_bits(w),
-    )  # fmt: skip
-
-
-def _product(reader: _Reader, node: onnx.NodeProto, a: str, b: str, s: Shape, t: Shape) -> Activation:
-    """(..., m, k) by (..., k, n) of shapes ``s`` and ``t``, where either may be weights."""
-    s, t = s if len(s) > 1 else (1, *s), t if len(t) > 1 else (*t, 1)
-    batch = np.broadcast_shapes(s[:-2], t[:-2])
-    (m, k), n, count = s[-2:], t[-1], math.prod(batch)
-    shape = (*batch, m, n)
-    x, y = reader.activation(a), reader.activation(b)
-    weight = "" if x is not None and y is not None else a if y is not None else b
-    if len(t) == 2 or (weight == b and math.prod(t[:-2]) == 1):  # one right factor for all rows
-        m, count = count * m, 1
-    elif len(s) == 2 or (weight == a and math.prod(s[:-2]) == 1):
-        n, count = count * n, 1
-    bits = reader.weight_bits(weight)
-    if x is not None and y is not None:
-        product = reader.graph.matmul(reader.name(node), x, y, m, k, n, count)
-    elif weight == b:
-        product = reader.graph.linear(reader.name(node, b), reader.read(a), k, n, m, count, bits)
-    else:
-        product = reader.graph.linear(reader.name(node, a), reader.read(b), k, m, n, count, bits)
-    return dataclasses.replace(product, shape=shape)
-
-
-def _matmul(reader: _Reader, node: onnx.NodeProto) -> Activation | None:
-    a, b = node.input[0], node.input[3 if node.op_type == "QLinearMatMul" else 1]
-    return _product(reader, node, a, b, reader.shape(a), reader.shape(b))
-
-
-def _gemm(reader: _Reader, node: onnx.NodeProto) -> Activation | None:
-    """A product plus something: a bias, or an activation to be added."""
-    given, (a, b) = _attributes(node), node.input[:2]
-    s, t = reader.shape(a), reader.shape(b)
-    s, t = s[::-1] if given.get("transA") else s, t[::-1] if given.get("transB") else t
-    product = _product(reader, node, a, b, s, t)
-    other = reader.activation(node.input[2]) if len(node.input) > 2 else None
-    if other is None:
-        return product
-    return reader.graph.elementwise("add", f"{reader.name(node)}.add", [product, other], product.shape)
-
-
-def _einsum(reader: _Reader, node: onnx.NodeProto) -> Activation | None:
-    """A contraction of two operands: indices of both that stay, that go, and of one alone."""
-    equation = _attributes(node)["equation"].decode().replace(" ", "")
-    terms, _, out = equation.partition("->")
-    letters = terms.split(",")
-    if len(letters) != 2 or not out or "." in equation or any(len(set(term)) < len(term) for term in letters):
-        reader.unknown.setdefault(f"Einsum {equation!r}", []).append(node.name)
-        return None
-    (a, b), (left, right) = node.input, letters
-    size = dict(zip(left + right, reader.shape(a) + reader.shape(b), strict=True))
-
-    def extent(chosen: set[str]) -> int:
-        return math.prod(size[letter] for letter in chosen)
-
-    both, stay = set(left) & set(right), set(out)
-    count, k = extent(both & stay), extent(both - stay)
-    m, n = extent(set(left) - both), extent(set(right) - both)
-    return _product(reader, node, a, b, (count, m, k), (count, k, n))
-
-
-def _attention(reader: _Reader, node: onnx.NodeProto) -> Activation | None:
-    """Two products of activations around a softmax, heads of a shared key repeated."""
-    q, k, v = (reader.read(name) for name in node.input[:3])
-    given, name = _attributes(node), reader.name(node)
-    heads = q.shape[1] if len(q.shape) == 4 else given["q_num_heads"]
-    key_heads = k.shape[1] if len(k.shape) == 4 else given["kv_num_heads"]
-    rows, columns, count = q.shape[-2], k.shape[-2], q.shape[0] * heads
-    depth = q.shape[-1] if len(q.shape) == 4 else q.shape[-1] // heads
-    depth_v = v.shape[-1] if len(v.shape) == 4 else v.shape[-1] // key_heads
-    scores = reader.graph.matmul(f"{name}.matmul", q, k, rows, depth, columns, count)
-    weights = reader.graph.rows("softmax", f"{name}.softmax", scores, columns)
-    return reader.graph.matmul(f"{name}.matmul", weights, v, rows, columns, depth_v, count)
-
-
-def _pool(reader: _Reader, node: onnx.NodeProto) -> Activation | None:
-    x, kernel = reader.read(node.input[0]), _attributes(node)["kernel_shape"]
-    if len(kernel) > 2:
-        reader.unknown.setdefault(f"{node.op_type} over {len(kernel)} axes", []).append(node.name)
-        return None
-    stride, pads, dilation = _window(x.shape, kernel, node)
-    return reader.graph.pool(reader.name(node), x, kernel, stride, pads, dilation, reader.shape(node.output[0])[2:])
-
-
-def _global_pool(reader: _Reader, node: onnx.NodeProto) -> Activation | None:
-    x = reader.read(node.input[0])
-    return reader.graph.reduced(reader.name(node), x, range(2, len(x.shape)))
-
-
-def _reduce(reader: _Reader, node: onnx.NodeProto) -> Activation | None:
-    x, given = reader.read(node.input[0]), _attributes(node)
-    axes = given.get("axes", [given["axis"]] if "axis" in given else None)
-    if axes is None and len(node.input) > 1 and node.input[1]:
-        axes = reader.value(node.input[1])
-        if axes is None:
-            raise NetworkError(
-                f"from_onnx: {reader.called} must give the axes of node {node.name or node.op_type!r} as a constant, "
-                "but they are computed; export it with constant folding."
-            )
-    return reader.graph.reduced(
-        reader.name(node), x, axes or ([] if given.get("noop_with_empty_axes") else range(len(x.shape)))
-    )
-
-
-def _layer_norm(reader: _Reader, node: onnx.NodeProto) -> Activation | None:
-    x = reader.read(node.input[0])
-    axis = _attributes(node).get("axis", -1) % len(x.shape)
-    return reader.graph.rows("norm", reader.name(node), x, math.prod(x.shape[axis:]))
-
-
-def _group_norm(reader: _Reader, node: onnx.NodeProto) -> Activation | None:
-    return reader.graph.whole("norm", reader.name(node), reader.read(node.input[0]))
-
-
-def _softmax(reader: _Reader, node: onnx.NodeProto) -> Activation | None:
-    """Before operator set 13 it flattens all axes from the given one on."""
-    x, given = reader.read(node.input[0]), _attributes(node)
-    axis = given.get("axis", -1 if reader.opset >= 13 else 1) % len(x.shape)
-    features = x.shape[axis] if reader.opset >= 13 else math.prod(x.shape[axis:])
-    return reader.graph.rows("softmax", reader.name(node), x, features)
-
-
-def _resize(reader: _Reader, node: onnx.NodeProto) -> Activation | None:
-    x, out = reader.read(node.input[0]), reader.shape(node.output[0])
-    if len(x.shape) not in (3, 4) or out[:2] != x.shape[:2]:
-        reader.unknown.setdefault(f"{node.op_type} from {x.shape} to {out}", []).append(node.name)
-        return None
-    return reader.graph.resampled("resize", reader.name(node), x, out[2:])
-
-
-def _gather(reader: _Reader, node: onnx.NodeProto) -> Activation | None:
-    """A slice, or rows of a table: only those looked up move, when the next layer reads them."""
-    return reader.graph.constant(reader.shape(node.output[0])) if reader.activation(node.input[0]) is None else None
-
-
-def _pad(reader: _Reader, node: onnx.NodeProto) -> Activation | None:
-    """Zeros around a map are the padding of the convolution that reads it."""
-    x, given = reader.read(node.input[0]), _attributes(node)
-    operands = [*node.input[1:], "", "", ""]
-    ends = given.get("pads") or reader.value(operands[0])
-    fill = reader.value(operands[1]) if operands[1] else [given.get("value", 0)]
-    axes = len(x.shape)
-    if (
-        given.get("mode", b"constant") != b"constant"
-        or fill != [0]
-        or operands[2]
-        or ends is None
-        or axes not in (3, 4)
-    ):
-        return None
-    (batch, channels, *pads) = [(int(ends[i]), int(ends[axes + i])) for i in range(axes)]
-    if batch != (0, 0) or channels != (0, 0) or min(map(min, pads)) < 0:
-        return None
-    rows, columns = [(0, 0), *pads][-2:]
-    return reader.graph.padded(x, (rows, columns), reader.shape(node.output[0]))
-
-
-Handler = Callable[[_Reader, "onnx.NodeProto"], "Activation | None"]
-
-#: Products are layers even where both operands are constants, since the network executes them.
-PRODUCTS: dict[str, Handler] = {
-    **each("Conv ConvInteger QLinearConv", _conv),
-    **each("ConvTranspose", _transposed_conv),
-    **each("MatMul MatMulInteger QLinearMatMul", _matmul),
-    **each("Gemm", _gemm),
-    **each("Einsum", _einsum),
-    **each("Attention", _attention),
-}
-
-#: What becomes of each operator. Anything else is reported as unknown.
-OPERATORS: dict[str, Handler] = {
-    **dict.fromkeys(IGNORED, _ignored),
-    **dict.fromkeys(ELEMENTWISE, _elementwise),
-    **PRODUCTS,
-    **each("Identity Cast CastLike BatchNormalization Dropout", _in_place),
-    **each("QuantizeLinear DynamicQuantizeLinear DequantizeLinear", _in_place),
-    **each("Gather", _gather),
-    **each("Pad", _pad),
-    **each("MaxPool AveragePool LpPool", _pool),
-    **each("GlobalAveragePool GlobalMaxPool GlobalLpPool", _global_pool),
-    **each("ReduceMean ReduceSum ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 ReduceLogSumExp", _reduce),
-    **each("ReduceSumSquare ReduceLogSum ArgMax ArgMin", _reduce),
-    **each("LayerNormalization RMSNormalization", _layer_norm),
-    **each("InstanceNormalization GroupNormalization MeanVarianceNormalization LRN LpNormalization", _group_norm),
-    **each("Softmax LogSoftmax", _softmax),
-    **each("Resize Upsample", _resize),
-}
 
 
 # --- the file -------------------------------------------------------------------------------------------------------
@@ -660,7 +374,7 @@ def from_onnx(
         raise ImportError("from_onnx needs the package onnx: pip install onnx, or the extra 'onnx'.") from error
     model, called = _load(source)
     inputs = _input_shapes(model, called, input_shape)
-    reader = _Reader(inliner.inline_local_functions(model) if model.functions else model, called, inputs, float_bits)
+    reader = Reader(inliner.inline_local_functions(model) if model.functions else model, called, inputs, float_bits)
     if reader.unknown:
         text = unknown_operators_text(f"from_onnx: {called}", reader.unknown)
         if not ignore_unknown:

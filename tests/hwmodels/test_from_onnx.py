@@ -16,7 +16,8 @@ onnx = pytest.importorskip("onnx")
 
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
-from hwmodels.from_onnx import IGNORED, from_onnx  # noqa: E402
+from hwmodels.from_onnx import from_onnx  # noqa: E402
+from hwmodels.onnx_operators import IGNORED  # noqa: E402
 
 FLOAT, U8, I8, I32, I64 = TensorProto.FLOAT, TensorProto.UINT8, TensorProto.INT8, TensorProto.INT32, TensorProto.INT64
 

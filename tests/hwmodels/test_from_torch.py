@@ -15,7 +15,8 @@ from torch import nn  # noqa: E402
 from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
-from hwmodels.from_torch import IGNORED, from_torch  # noqa: E402
+from hwmodels.from_torch import from_torch  # noqa: E402
+from hwmodels.torch_operators import IGNORED  # noqa: E402
 
 #: One or more of every family of torchvision's classifiers and segmenters; the rest are slow only by their number.
 QUICK = """
