@@ -21,7 +21,7 @@ from measure import Report
 
 from hwmodels import HARDWARE, BitFusion, MacArray, Workload, networks
 from hwmodels.array import sweep
-from hwmodels.sizing import with_area
+from hwmodels.sizing import shapes
 
 RESULTS = Path(__file__).parent / "results"
 SEED = 0
@@ -58,34 +58,6 @@ def workloads() -> dict[tuple[str, str], Workload]:
         drawn[:, [0, -1]] = 8
         found[name, "mixed"] = network.with_bits(*drawn.tolist())
     return found
-
-
-def with_rows(chip: Any, rows: int, area_mm2: float, scale: Any) -> Any | None:
-    """The chip of that many rows and as many columns as fit; None where not even one does."""
-    units = chip.rows * chip.cols
-
-    def at(cols: int) -> Any:
-        fields = {"rows": rows, "cols": cols}
-        if scale == "chip":
-            for name in ("weight", "input", "output"):
-                size = f"{name}_buffer_bytes"
-                fields[size] = max(1, getattr(chip, size) * rows * cols // units)
-        return replace(chip, **fields)
-
-    low, high = 0, 1
-    while at(high).area_mm2 <= area_mm2:
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if at(middle).area_mm2 <= area_mm2 else (low, middle)
-    return at(low) if low else None
-
-
-def shapes(chip: Any, area_mm2: float, scale: Any) -> list[Any]:
-    """The chip at its own ratio of rows to columns, and at other numbers of rows."""
-    sized = [with_area(chip, area_mm2, scale)]
-    sized += [with_rows(chip, 2**k, area_mm2, scale) for k in range(2, 8)]
-    return [one for one in sized if one is not None]
 
 
 def with_dram(chip: Any, bits_per_cycle: int, pj_per_bit: float) -> Any:

@@ -8,7 +8,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from hwmodels.cost import CostReport, HardwareModel, InfeasibleLayer, UnsupportedLayer, estimate
+from hwmodels.sizing import shapes
 from hwmodels.workload import Workload
 
 if TYPE_CHECKING:
@@ -80,7 +83,10 @@ def compare(
 
 
 def at_equal_area(
-    chips: Mapping[str, Any], scale: Literal["array", "chip"] = "array", area_mm2: float | None = None
+    chips: Mapping[str, Any],
+    scale: Literal["array", "chip"] = "array",
+    area_mm2: float | None = None,
+    workloads: Iterable[Workload] = (),
 ) -> dict[str, Any]:
     """The chips sized to one area, all with the buffers and the DRAM interface of the first.
 
@@ -92,14 +98,15 @@ def at_equal_area(
         "array": only the array of units grows or shrinks. "chip": the buffers do so with it.
     area_mm2 : float, optional
         Array and buffers together; that of the first chip where it is not given, which then stays as it is.
+    workloads : iterable of Workload
+        Each chip takes the one of `hwmodels.sizing.shapes` whose energy-delay product, in the geometric mean over
+        these, is least. Without any it keeps its ratio of rows to columns.
 
     Raises
     ------
     ValueError
         For a chip without an area, such as a table of measured costs, or an area that holds no array.
     """
-    from hwmodels.sizing import with_area
-
     for name, chip in chips.items():
         missing = [field for field in (*MEMORY, "rows", "cols", "area_mm2") if not hasattr(chip, field)]
         if missing:
@@ -110,12 +117,22 @@ def at_equal_area(
     first = next(iter(chips.values()))
     memory = {field: getattr(first, field) for field in MEMORY}
     budget_mm2 = first.area_mm2 if area_mm2 is None else area_mm2
+    several = tuple(workloads)
     return {
         name: chip
         if chip is first and area_mm2 is None
-        else with_area(dataclasses.replace(chip, **memory), budget_mm2, scale)
+        else _best(shapes(dataclasses.replace(chip, **memory), budget_mm2, scale), several)
         for name, chip in chips.items()
     }
+
+
+def _best(candidates: Sequence[Any], workloads: Sequence[Workload]) -> Any:
+    """The chip of least energy-delay product; what a workload does not run on is no candidate for it."""
+    from hwmodels.array import sweep
+
+    edps_js = [np.multiply(*sweep(workload, candidates)) for workload in workloads]
+    scores = np.log([edp_js for edp_js in edps_js if np.isfinite(edp_js).any()]).sum(axis=0)
+    return candidates[int(np.nanargmin(scores))] if np.ndim(scores) else candidates[0]
 
 
 def plot_compare(entries: Sequence[Entry]) -> Axes:

@@ -30,8 +30,8 @@ def add_parser(commands: Any) -> None:
     arguments.add_hardware_arguments(parser, several=True)
     parser.add_argument(
         "--equal-area", nargs="?", const="array", choices=("array", "chip"),
-        help="size every chip to the area of the first: its array alone with the buffers and DRAM of the first "
-        "(array, the default), or the buffers in proportion (chip)",
+        help="size every chip to the area of the first, at the best shape, with its buffers and DRAM interface: "
+        "the array alone (array, the default), or the buffers in proportion (chip)",
     )  # fmt: skip
     parser.add_argument("--area-mm2", type=float, metavar="MM2", help="that area instead, array and buffers together")
     parser.add_argument("--plot", metavar="FILE", help="draw energy against latency (png, pdf or svg)")
@@ -47,11 +47,11 @@ def run(args: argparse.Namespace) -> int:
     if args.area_mm2 is not None and not args.equal_area:
         raise ValueError("Option --area-mm2: it is the area of --equal-area, which must be given too.")
     chips = {name: arguments.hardware(args, name) for name in args.hardware.split(",")}
-    if args.equal_area:
-        chips = at_equal_area(chips, args.equal_area, args.area_mm2)
     workload = arguments.network(args, args.network)
     with arguments.about(args.network):
         workloads = {bits: apply_bits(workload, bits) for bits in args.bits.split(",")}
+    if args.equal_area:
+        chips = at_equal_area(chips, args.equal_area, args.area_mm2, workloads.values())
     entries = compare(workloads, chips, lambda cells: output.progress(cells, "estimates"))
     if args.json:
         print(json.dumps([_record(entry, entries[0]) for entry in entries], indent=1))

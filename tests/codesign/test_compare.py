@@ -1,9 +1,11 @@
 import dataclasses
+import math
 
 import pytest
 
 from codesign.compare import MEMORY, at_equal_area, compare, plot_compare
 from hwmodels import BitFusion, estimate, networks
+from hwmodels.sizing import shapes
 
 NET = networks.resnet20()
 CHIPS = {"bitfusion": BitFusion(), "small": BitFusion(rows=4, cols=8, input_buffer_bytes=65536)}
@@ -39,6 +41,26 @@ def test_at_equal_area_arrays_differ_and_memory_does_not():
     assert all(getattr(sized["small"], field) == getattr(CHIPS["bitfusion"], field) for field in MEMORY)
     assert 0.95 * budget_mm2 < sized["small"].area_mm2 <= budget_mm2
     assert dataclasses.replace(sized["small"], cols=sized["small"].cols + 1).area_mm2 > budget_mm2
+
+
+def test_at_equal_area_each_chip_takes_the_shape_of_least_edp():
+    workloads = (NET.with_bits(8, 8), NET.with_bits(2, 2))
+
+    def edp(chip):
+        return math.prod(estimate(workload, chip).edp_js for workload in workloads)
+
+    chips = {"bitfusion": BitFusion(), "square": BitFusion(rows=8, cols=8)}
+    kept, best = (at_equal_area(chips, workloads=some)["square"] for some in ((), workloads))
+    candidates = shapes(chips["square"], chips["bitfusion"].area_mm2)
+    assert kept == candidates[0]
+    assert edp(best) == pytest.approx(min(edp(chip) for chip in candidates))
+    assert edp(best) < edp(kept)
+
+
+def test_a_workload_that_a_chip_cannot_run_has_no_say_in_its_shape():
+    runs, fails = NET.with_bits(8, 8), NET.with_bits(16, 16)
+    assert at_equal_area(CHIPS, workloads=(runs, fails)) == at_equal_area(CHIPS, workloads=(runs,))
+    assert at_equal_area(CHIPS, workloads=(fails,)) == at_equal_area(CHIPS)
 
 
 def test_an_area_that_is_given_sizes_the_first_chip_too():

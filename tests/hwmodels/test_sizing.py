@@ -6,6 +6,7 @@ import math
 import pytest
 
 from hwmodels import HARDWARE, BitFusion, MacArray
+from hwmodels.sizing import shapes
 
 SIZED = [name for name, make in HARDWARE.items() if hasattr(make(), "with_area")]
 BUFFERS = ("weight_buffer_bytes", "input_buffer_bytes", "output_buffer_bytes")
@@ -88,3 +89,17 @@ def test_an_area_that_the_buffers_alone_exceed_is_refused_with_what_they_take():
 def test_an_unknown_scale_is_refused():
     with pytest.raises(ValueError, match="BitFusion: scale must be one of array, chip, got scale='both'"):
         BitFusion().with_area(2.0, "both")
+
+
+@pytest.mark.parametrize("scale", ["array", "chip"])
+def test_shapes_are_the_largest_arrays_of_their_rows_and_the_first_keeps_the_ratio(scale):
+    chip, area_mm2 = MacArray(), 2.5
+    first, *others = shapes(chip, area_mm2, scale, rows=(8, 64, 100_000))
+    assert first == chip.with_area(area_mm2, scale)
+    assert [sized.rows for sized in others] == [8, 64]
+    for sized in others:
+        factor = (sized.cols + 1) / sized.cols
+        wider = {"cols": sized.cols + 1}
+        if scale == "chip":
+            wider |= {name: int(getattr(sized, name) * factor) for name in BUFFERS}
+        assert sized.area_mm2 <= area_mm2 < dataclasses.replace(sized, **wider).area_mm2
