@@ -111,9 +111,8 @@ class Templates:
     def code(
         self, layer: Layer, weight_bits: ArrayLike, input_bits: ArrayLike, stored: ArrayLike, output_bits: ArrayLike
     ) -> NDArray[np.int64]:
-        """One integer for a layer at given widths; the widths broadcast."""
-        template = layer.with_bits(1, 1, 1)
-        code = np.int64(self._ids.setdefault((layer.name if self._by_name else "", template), len(self._ids)))
+        """One integer for a layer at given widths, which broadcast; layers of one shape come with the same widths."""
+        code = np.int64(self._ids.setdefault((layer.name if self._by_name else "", layer), len(self._ids)))
         for bits in (weight_bits, input_bits, stored, output_bits):
             code = (code << _FIELD) | np.asarray(bits, dtype=np.int64)
         return np.asarray(code)
@@ -169,7 +168,7 @@ def bitwidth_terms(space: BitwidthSpace, by_name: bool = False) -> Terms:
             )
         axes = {choice: bits.reshape(-1, *(1,) * (len(scope) - 1 - i)) for i, choice in enumerate(scope)}
         columns = [reduce(np.maximum, [axes[c] if c >= 0 else np.int64(-c) for c in sorted(width)]) for width in widths]
-        codes = np.broadcast_to(templates.code(layer, *columns), (len(bits),) * len(scope))
+        codes = np.broadcast_to(templates.code(layer.with_bits(1, 1, 1), *columns), (len(bits),) * len(scope))
         terms.append(Term(tuple(scope), (np.arange(len(bits)),) * len(scope), codes[..., None]))
     return Terms(templates.layers, tuple(terms))
 
