@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import operator
 from collections.abc import Iterator, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -38,7 +40,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.graph = Graph()
         self.unknown: dict[str, list[str]] = {}
-        self._paths = {id(child): path for path, child in module.named_modules()}
+        self._paths = {id(child): path.replace("._orig_mod", "") for path, child in module.named_modules()}
         self._parameter_names = {id(p): name for name, p in module.named_parameters()}
         self._running: list[nn.Module] = [module]
         self._activations: dict[int, Activation] = {}
@@ -126,18 +128,19 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         args, kwargs = tree_map_only(torch.Tensor, self._replace, (args, kwargs or {}))
         namespace, _, name = func._schema.name.partition("::")
-        operator = name if namespace == "aten" else func._schema.name
         if namespace == "prim":
             return func(*args, **kwargs)
-        if operator not in OPERATORS:
-            operator = operator.removesuffix("_")  # in place
-        if operator not in OPERATORS and operator not in CONSTANTS:
+        if namespace != "aten":
+            name = func._schema.name
+        elif name not in OPERATORS:
+            name = name.removesuffix("_")  # in place
+        if name not in OPERATORS and name not in CONSTANTS:
             with self:
                 parts = func.decompose(*args, **kwargs)
             if parts is not NotImplemented:
                 return parts
         output = func(*args, **kwargs)
-        self._record(operator, func, args, kwargs, output)
+        self._record(name, func, args, kwargs, output)
         return output
 
     def _replace(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -240,8 +243,12 @@ def _plain_kernels() -> Iterator[None]:
 
 
 def _shapes(input_shape: Sequence[int] | Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
-    shapes: Any = [input_shape] if all(isinstance(size, int) for size in input_shape) else input_shape
-    listed = [tuple(int(size) for size in shape) for shape in shapes]
+    try:
+        single = all(isinstance(size, Integral) for size in input_shape)
+        shapes: Any = [input_shape] if single else input_shape
+        listed = [tuple(operator.index(size) for size in shape) for shape in shapes]
+    except TypeError:
+        listed = []
     if not listed or any(not shape or min(shape) < 1 for shape in listed):
         raise NetworkError(
             f"from_torch: input_shape must be sizes of at least 1, batch first, or one such tuple for each input, "

@@ -480,7 +480,7 @@ def test_lazy_layers_must_know_their_sizes():
         from_torch(nn.LazyLinear(3), (1, 4))
 
 
-@pytest.mark.parametrize("shape", [(), (1, 0), (1, -3), [(1, 3), ()]])
+@pytest.mark.parametrize("shape", [(), (1, 0), (1, -3), [(1, 3), ()], (1, 2.5), "1,3", 3])
 def test_a_shape_that_is_none_is_refused(shape):
     with pytest.raises(NetworkError, match="sizes of at least 1"):
         from_torch(nn.Linear(3, 3), shape)
