@@ -96,11 +96,16 @@ def hardware(args: argparse.Namespace, source: str | None = None) -> HardwareMod
     return load_hardware(source or args.hardware, settings)
 
 
+def natural(text: str, least: int = 0) -> int:
+    """An int of at least 0."""
+    if not text.strip().isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"it must be an integer of at least {least}, got {text!r}")
+    return int(text)
+
+
 def positive(text: str) -> int:
     """An int of at least 1."""
-    if not text.strip().isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"it must be an integer of at least 1, got {text!r}")
-    return int(text)
+    return natural(text, least=1)
 
 
 def shape(text: str) -> tuple[int, ...]:

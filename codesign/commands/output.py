@@ -73,7 +73,26 @@ def check(path: str | None, suffixes: Iterable[str] = ()) -> None:
         raise ValueError(f"Output {path!r}: it must be a file, got a folder; add a file name.")
     if not file.parent.is_dir():
         raise ValueError(f"Output {path!r}: its folder must exist, got {str(file.parent)!r}; make it first.")
-    if not os.access(file if file.exists() else file.parent, os.W_OK):
+    _check_writable(path, file if file.exists() else file.parent)
+
+
+def check_folder(path: str) -> None:
+    """Refuse a folder that cannot be made or written.
+
+    Raises
+    ------
+    ValueError
+        For a path that is a file, or lies in one, or has no permission.
+    """
+    folder = Path(path).absolute()
+    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not there.is_dir():
+        raise ValueError(f"Output {path!r}: it must be a folder, got the file {str(there)!r}; choose another name.")
+    _check_writable(path, there)
+
+
+def _check_writable(path: str, place: Path) -> None:
+    if not os.access(place, os.W_OK):
         raise ValueError(f"Output {path!r}: it must be writable, but permission is denied; choose another place.")
 
 

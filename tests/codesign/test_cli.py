@@ -65,6 +65,35 @@ def test_the_command_line_without_a_command_is_bad_input(codesign):
     assert codesign("")[0] == 2
 
 
+# ----------------------------------------------------------------------------------------------------- quickstart
+
+
+def test_quickstart_passes_its_options_on_and_prints_what_comes_out(codesign, monkeypatch):
+    class Result:
+        def __init__(self, *args, **kwargs):
+            self.options = [args, kwargs]
+
+        def to_json(self):
+            return json.dumps(self.options)
+
+    monkeypatch.setattr("codesign.quickstart.quickstart", Result)
+    assert json.loads(codesign("quickstart --json")[1]) == [["runs/quickstart", 0], {}]
+    line = "quickstart --out here --seed 3 --trials 40 --splits 2 --json"
+    assert json.loads(codesign(line)[1]) == [["here", 3], {"n_trials": 40, "n_splits": 2}]
+
+
+def test_quickstart_refuses_a_directory_of_another_configuration(codesign, monkeypatch):
+    from codesign.run_directory import RunDirectoryError
+
+    def another(*_, **__):
+        raise RunDirectoryError("runs/quickstart: it holds a run with seed 0.")
+
+    monkeypatch.setattr("codesign.quickstart.quickstart", another)
+    code, _, err = codesign("quickstart --seed 1")
+    assert code == 2
+    assert err == "codesign: error: runs/quickstart: it holds a run with seed 0.\n"
+
+
 # ------------------------------------------------------------------------------------------------------- estimate
 
 

@@ -286,6 +286,16 @@ def test_an_output_without_permission(refusal, monkeypatch):
     holds(refusal("estimate resnet20 --csv costs.csv"), "'costs.csv'", "must be writable", "another place")
 
 
+def test_a_run_directory_that_is_a_file(refusal, folder):
+    (folder / "runs").write_text("")
+    holds(refusal("quickstart --out runs/a"), "'runs/a'", "must be a folder", str(folder / "runs"))
+
+
+@pytest.mark.parametrize("option", ["--seed -1", "--trials 0", "--splits 6"])
+def test_a_quickstart_of_another_size(option, refusal):
+    holds(refusal(f"quickstart {option}"), option.split()[0], option.split()[1])
+
+
 @pytest.mark.parametrize(
     ("line", "suffixes"),
     [
