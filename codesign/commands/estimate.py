@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     chip = arguments.hardware(args)
     reports: list[CostReport] = []
     code = 0
-    for source in output.progress(args.network, "networks"):
+    for source in args.network:
         try:
             report = _report(args, source, chip)
         except Exception as error:

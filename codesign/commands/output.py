@@ -24,13 +24,10 @@ def print_error(error: BaseException) -> None:
 
 
 def progress(items: Iterable[T], unit: str) -> Iterable[T]:
-    """The items, with a progress bar on stderr where that is a terminal and there are several."""
-    items = list(items)
-    if len(items) < 2 or not sys.stderr.isatty():
-        return items
+    """The items, with a progress bar on stderr once they take longer than a second."""
     from tqdm import tqdm
 
-    return tqdm(items, unit=f" {unit}", leave=False)
+    return tqdm(list(items), unit=f" {unit}", delay=1.0, leave=False, ncols=80)
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str] | str], left: int = 1) -> str:
