@@ -66,6 +66,7 @@ _N_INTS, _N_FLOATS, _N_BUFFERS = len(INT_COLUMNS), len(FLOAT_COLUMNS), len(BUFFE
 # Columns of the table of pixel tiles.
 _TN, _TP, _TQ, _TRIPS, _IN_TOTAL, _IN_LARGEST, _IN_FIRST, _PIXELS, _PIXELS_LAST, _UNITS = range(10)
 _MAX_TILES = 256  # enough for 31-bit sizes
+HUGE = 1 << 62
 
 
 @njit(cache=True, nogil=True)
@@ -277,6 +278,17 @@ def total_cycles(first, last, dram_bits, compute, bandwidth, fill_cycles):
 
 
 @njit(cache=True, nogil=True)
+def _may_win(chip, price, busy_bits, dram_bits, energy_pj, best):
+    """Whether a mapping of at least these costs can beat the best one.
+
+    ``busy_bits`` are what DRAM could move while the array computes, with what is moved before and after; leakage comes
+    on top of ``energy_pj``. Rounding up only adds cycles, so this spares most candidates the integer divisions.
+    """
+    cycles = (max(busy_bits, dram_bits) / chip[5] + chip[10]) * (1 - 1e-12)
+    return better(chip[9], cycles, energy_pj * (1 - 1e-12) + cycles * price[7], best[0], best[1])
+
+
+@njit(cache=True, nogil=True)
 def _offer(
     chip,
     price,
@@ -309,9 +321,7 @@ def _offer(
         + o_port * price[5]
         + dram * price[6]
     )
-    # Rounding up only adds cycles: a bound that spares most candidates the integer divisions.
-    low_cycles = (max(compute * float(bandwidth) + first + last, float(dram)) / bandwidth + chip[10]) * (1 - 1e-12)
-    if not better(objective, low_cycles, (fixed_pj + low_cycles * price[7]) * (1 - 1e-12), best[0], best[1]):
+    if not _may_win(chip, price, compute * float(bandwidth) + first + last, float(dram), fixed_pj, best):
         return False
     cycles = total_cycles(first, last, dram, compute, bandwidth, chip[10])
     energy = fixed_pj + cycles * price[7]
@@ -369,7 +379,7 @@ def _dense(row, lane, serial, core_pj, resident, chip, price, xs, n_xs, cs, ks, 
     N, K, C, P, Q, R, S, G = row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7]
     wb, ib, ob, stored = row[_WB], row[_IB], row[_OB], row[_SB]
     rows, cols, bandwidth, wide = chip[0], chip[1], chip[5], chip[6]
-    dataflow, flavours, objective, fill = chip[7], chip[8], chip[9], chip[10]
+    dataflow, flavours = chip[7], chip[8]
     w_cap, o_cap = chip[2], chip[4]
     in_resident, out_resident = resident & INPUT_RESIDENT != 0, resident & OUTPUT_RESIDENT != 0
     taps = R * S
@@ -442,20 +452,16 @@ def _dense(row, lane, serial, core_pj, resident, chip, price, xs, n_xs, cs, ks, 
                 i_reads = N * G * P * Q * C * taps * ib * (n_k if dataflow == INPUT_STATIONARY else column_passes)
 
                 # No mapping with these channel tiles is cheaper than this.
-                compute = G * least_units * k_units * c_units * serial
-                low_cycles = (max(compute * float(bandwidth) + w_first, float(compulsory)) / bandwidth + fill) * (
-                    1 - 1e-12
-                )
-                low_energy = (
-                    compute * core_pj
-                    + low_cycles * price[7]
-                    + compulsory * price[6]
+                least_compute = G * least_units * k_units * c_units * serial
+                least_pj = (
+                    least_compute * core_pj
                     + (macs * wb * price[0] if dataflow == REDUCTION_COLUMNS else 0.0)
-                    + G * weights * wb * price[1]
                     + i_reads * price[2]
                     + (outputs * (accumulations - 1) * wide + finished) * (price[4] + price[5])
-                ) * (1 - 1e-12)
-                if not better(objective, low_cycles, low_energy, best[0], best[1]):
+                )
+                least_busy = least_compute * float(bandwidth) + w_first
+                low_pj = least_pj + compulsory * price[6] + G * weights * wb * price[1]
+                if not _may_win(chip, price, least_busy, float(compulsory), low_pj, best):
                     continue
 
                 w_block_all = all_k_room * all_c_room * tap_room * wb
@@ -468,6 +474,43 @@ def _dense(row, lane, serial, core_pj, resident, chip, price, xs, n_xs, cs, ks, 
                     pixels = images * P * Q
                     o_block_all, o_block_k = all_k_room * pixels * wide, k_room * pixels * wide
                     o_all, o_k = o_block_all <= o_cap, o_block_k <= o_cap
+
+                    # Nor with these and any pixel tile that fits: the fewest trips of each order.
+                    least_x, least_tile, least_in, least_all = HUGE, HUGE, HUGE, HUGE
+                    for xi in range(n_xs):
+                        t = xs[xi]
+                        in_tile = t[_PIXELS] if expanded else t[_IN_LARGEST]
+                        fits = k_room * t[_PIXELS] * out_width <= o_cap and (
+                            free_input or c_room * in_tile * ib <= i_cap
+                        )
+                        if fits and (batch_outermost == 0 or t[_TN] == 1):
+                            least_x = min(least_x, t[_TRIPS] // repeats)
+                            least_tile = min(least_tile, t[_PIXELS])
+                            least_in = min(least_in, in_tile)
+                            least_all = min(least_all, pixels if expanded else t[_IN_TOTAL] // repeats)
+                    if least_x == HUGE:
+                        continue
+                    i_all = free_input or all_c_room * least_all * ib <= i_cap
+                    i_x = free_input or all_c_room * least_in * ib <= i_cap
+                    i_c = free_input or c_room * least_all * ib <= i_cap
+                    o_x = all_k_room * least_tile * wide <= o_cap
+                    hopeful = False
+                    for order in range(2 if n_c == 1 else 6):
+                        w_trips, i_trips, spills = order_reuse(
+                            order, least_x, n_k, n_c, w_all, w_k, w_c, i_all, i_x, i_c, o_all, o_x, o_k
+                        )
+                        w_fill = G * weights * wb * (1 if w_all else repeats * w_trips)
+                        spilled = outputs * spills * wide
+                        low_dram = w_fill + 2 * spilled + (0 if out_resident else finished)
+                        if not in_resident:
+                            low_dram += G * C * least_input * stored * i_trips
+                        low_pj = least_pj + low_dram * price[6] + w_fill * price[1] + spilled * (price[4] + price[5])
+                        if _may_win(chip, price, least_busy, float(low_dram), low_pj, best):
+                            hopeful = True
+                            break
+                    if not hopeful:
+                        continue
+
                     for xi in range(n_xs):
                         t = xs[xi]
                         if batch_outermost == 1 and t[_TN] > 1:
@@ -502,23 +545,14 @@ def _dense(row, lane, serial, core_pj, resident, chip, price, xs, n_xs, cs, ks, 
                             w_reads = G * repeats * x_units * weights * wb
                         first = w_first + (0 if in_resident else c * t[_IN_FIRST] * stored)
                         last = 0 if out_resident else k_last * t[_PIXELS_LAST] * ob
-                        # What every order costs at least: each weight and input tile fetched once.
-                        low_dram = compulsory + (0 if in_resident else G * C * (t[_IN_TOTAL] - least_input) * stored)
-                        low_cycles = (
-                            max(compute * float(bandwidth) + first + last, float(low_dram)) / bandwidth + fill
-                        ) * (1 - 1e-12)
-                        low_energy = (
+                        # What every order costs: all but weight and input trips and spills.
+                        busy_bits = compute * float(bandwidth) + first + last
+                        common_pj = (
                             compute * core_pj
-                            + low_cycles * price[7]
-                            + low_dram * price[6]
                             + w_reads * price[0]
-                            + G * weights * wb * price[1]
                             + i_reads * price[2]
-                            + (0 if free_input else G * repeats * C * in_fill * ib) * price[3]
                             + (outputs * (accumulations - 1) * wide + finished) * (price[4] + price[5])
-                        ) * (1 - 1e-12)
-                        if not better(objective, low_cycles, low_energy, best[0], best[1]):
-                            continue
+                        )
                         for order in range(2 if n_c == 1 else 6):
                             w_trips, i_trips, spills = order_reuse(
                                 order, n_x, n_k, n_c, w_all, w_k, w_c, i_all, i_x, i_c, o_all, o_x, o_k
@@ -528,13 +562,22 @@ def _dense(row, lane, serial, core_pj, resident, chip, price, xs, n_xs, cs, ks, 
                             i_raw = G * repeats * C * in_total * i_trips
                             gathered = i_raw * ib if in_resident and expanded else 0
                             spilled = outputs * spills * wide
+                            dram_read = w_fill + (0 if in_resident else i_raw * stored) + spilled
+                            dram_write = spilled + (0 if out_resident else finished)
+                            order_pj = (
+                                common_pj
+                                + w_fill * price[1]
+                                + i_fill * price[3]
+                                + spilled * (price[4] + price[5])
+                                + (dram_read + dram_write) * price[6]
+                            )
+                            if not _may_win(chip, price, busy_bits, float(dram_read + dram_write), order_pj, best):
+                                continue
                             if _offer(
                                 chip, price, core_pj, compute,
                                 w_reads, w_fill, i_reads + gathered, i_fill + (finished if out_resident else 0),
                                 outputs * (accumulations - 1 + spills) * wide + finished,
-                                w_fill + (0 if in_resident else i_raw * stored) + spilled,
-                                spilled + (0 if out_resident else finished),
-                                first, last, best, ints,
+                                dram_read, dram_write, first, last, best, ints,
                             ):  # fmt: skip
                                 ints[_MAPPING], ints[_ORDER], ints[_LANE] = flavour, order, lane
                                 ints[_BATCH_OUT] = batch_outermost
@@ -585,6 +628,7 @@ def _packings(row, lane, serial, chip, table):
     N, K, C, P, Q, R, S, G = row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7]
     cols, flavours = chip[1], chip[8]
     count = 0
+    widest = lane
     while lane >= 1:
         lanes = chip[0] * lane
         for flavour in range(2):
@@ -599,7 +643,12 @@ def _packings(row, lane, serial, chip, table):
                         reach = reach_h * rows_touched(1 << 40, 0, S, row[_STRIDE_H + 1], row[_DILATION_H + 1], 0, w)
                         used_lanes = C * reach if flavour == IM2COL else C
                         together = max(1, min(G, cols // (K * h * w), lanes // used_lanes))
-                        passes = ceil_div(used_lanes, lanes) * (1 if flavour == IM2COL else R * S) * ceil_div(K, cols)
+                        rounds = ceil_div(used_lanes, lanes)
+                        wider_together = max(1, min(G, cols // (K * h * w), 2 * lanes // used_lanes))
+                        if lane < widest and rounds == ceil_div(used_lanes, 2 * lanes) and together == wider_together:
+                            w *= 2  # the next narrower setting gives the same
+                            continue
+                        passes = rounds * (1 if flavour == IM2COL else R * S) * ceil_div(K, cols)
                         steps = N * ceil_div(P, h) * ceil_div(Q, w)
                         if chip[7] == SHARED_WEIGHTS:
                             steps = ceil_div(steps, chip[11])
@@ -620,7 +669,7 @@ def _packings(row, lane, serial, chip, table):
 
 
 @njit(cache=True, nogil=True)
-def _packed(row, lane, serial, core_pj, resident, chip, price, xs, n_xs, gs, packings, best, ints):
+def _packed(row, lane, serial, core_pj, resident, chip, price, xs, n_xs, sizes, groups, packings, best, ints):
     """Search the mappings that pack groups or output pixels on the array; improves ``best`` and ``ints``.
 
     Column blocks belong to different groups or neighbouring pixels; weights off the blocks are zero and their units
@@ -629,7 +678,7 @@ def _packed(row, lane, serial, core_pj, resident, chip, price, xs, n_xs, gs, pac
     N, K, C, P, Q, R, S, G = row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7]
     wb, ib, ob, stored = row[_WB], row[_IB], row[_OB], row[_SB]
     rows, cols, bandwidth, wide = chip[0], chip[1], chip[5], chip[6]
-    dataflow, objective, fill = chip[7], chip[9], chip[10]
+    dataflow = chip[7]
     w_cap, o_cap = chip[2], chip[4]
     in_resident, out_resident = resident & INPUT_RESIDENT != 0, resident & OUTPUT_RESIDENT != 0
     taps = R * S
@@ -656,16 +705,10 @@ def _packed(row, lane, serial, core_pj, resident, chip, price, xs, n_xs, gs, pac
         out_width = wide if accumulations > 1 else ob
         o_port = outputs * (accumulations - 1) * wide + finished
         w_fill = G * weights * h * w * wb
-        low_cycles = (max(float(least), least_dram / bandwidth) + fill) * (1 - 1e-12)
-        low_energy = (
-            least * core_pj
-            + low_cycles * price[7]
-            + least_dram * price[6]
-            + (macs * wb if dataflow == REDUCTION_COLUMNS else w_fill) * price[0]
-            + w_fill * price[1]
-            + o_port * (price[4] + price[5])
-        ) * (1 - 1e-12)
-        if not better(objective, low_cycles, low_energy, best[0], best[1]):
+        low_pj = least * core_pj + least_dram * price[6] + o_port * (price[4] + price[5]) + w_fill * price[1]
+        if dataflow == REDUCTION_COLUMNS:
+            low_pj += macs * wb * price[0]
+        if not _may_win(chip, price, least * float(bandwidth), float(least_dram), low_pj, best):
             continue
         i_cap = chip[3]
         if out_resident:
@@ -675,8 +718,17 @@ def _packed(row, lane, serial, core_pj, resident, chip, price, xs, n_xs, gs, pac
         free_input = in_resident and not expanded
         row_room = pad_to(together * C * (reach if expanded else 1), rows)
         column_room = pad_to(K * h * w * together, chip[12])
-        n_gs = power_tiles(G, together, gs)
-        for xi in range(n_xs):
+        n_gs = 0
+        least_units, fewest_groups = HUGE, G
+        for gi in range(power_tiles(G, together, sizes)):
+            g = sizes[gi]
+            rounds = ceil_div(g, together)
+            if (g == 1 or g >= together) and rounds * column_room * row_room * (1 if expanded else taps) * wb <= w_cap:
+                group = groups[n_gs]
+                group[0], group[1], group[2], group[3] = g, rounds, sum_ceil(G, g, together), last_tile(G, g)
+                least_units, fewest_groups = min(least_units, group[2]), min(fewest_groups, g)
+                n_gs += 1
+        for xi in range(n_xs if n_gs > 0 else 0):
             t = xs[xi]
             n, p, q = t[_TN], t[_TP], t[_TQ]
             steps_in_tile = n * ceil_div(p, h) * ceil_div(q, w)
@@ -697,24 +749,40 @@ def _packed(row, lane, serial, core_pj, resident, chip, price, xs, n_xs, gs, pac
             i_raw = 0 if in_resident else G * C * t[_IN_TOTAL] * stored
             gathered = G * C * t[_IN_TOTAL] * ib if in_resident and expanded else 0
             i_fill = (0 if free_input else G * C * in_fill * ib) + (finished if out_resident else 0)
+            dram_read = G * weights * wb + i_raw
+            common_pj = (
+                w_reads * price[0]
+                + w_fill * price[1]
+                + (i_reads + gathered) * price[2]
+                + i_fill * price[3]
+                + o_port * (price[4] + price[5])
+                + (dram_read + dram_write) * price[6]
+            )
+            first_of_group = weights * wb + (0 if in_resident else C * t[_IN_FIRST] * stored)
+            tile_cycles = step_cycles * passes * serial
+            busy_bits = least_units * tile_cycles * float(bandwidth) + fewest_groups * first_of_group
+            low_pj = common_pj + least_units * tile_cycles * core_pj
+            if not _may_win(chip, price, busy_bits, float(dram_read + dram_write), low_pj, best):
+                continue
             for gi in range(n_gs):
-                g = gs[gi]
-                if 1 < g < together:
-                    continue
-                rounds = ceil_div(g, together)
-                w_block = rounds * column_room * row_room * (1 if expanded else taps) * wb
+                g, rounds = groups[gi, 0], groups[gi, 1]
                 i_block = 0 if free_input else rounds * row_room * in_tile * ib
                 o_block = rounds * column_room * out_tile * out_width
-                if w_block > w_cap or i_block > i_cap or o_block > o_cap:
+                if i_block > i_cap or o_block > o_cap:
                     continue
-                group_units = sum_ceil(G, g, together)
-                first = g * weights * wb + (0 if in_resident else g * C * t[_IN_FIRST] * stored)
-                last = 0 if out_resident else last_tile(G, g) * K * t[_PIXELS_LAST] * ob
+                compute = groups[gi, 2] * tile_cycles
+                first = g * first_of_group
+                last = 0 if out_resident else groups[gi, 3] * K * t[_PIXELS_LAST] * ob
+                busy_bits = compute * float(bandwidth) + first + last
+                if not _may_win(
+                    chip, price, busy_bits, float(dram_read + dram_write), common_pj + compute * core_pj, best
+                ):
+                    continue
                 if _offer(
-                    chip, price, core_pj, group_units * step_cycles * passes * serial,
-                    w_reads, w_fill, i_reads + gathered, i_fill, o_port,
-                    G * weights * wb + i_raw, dram_write, first, last, best, ints,
+                    chip, price, core_pj, compute, w_reads, w_fill, i_reads + gathered, i_fill, o_port,
+                    dram_read, dram_write, first, last, best, ints,
                 ):  # fmt: skip
+                    w_block = rounds * column_room * row_room * (1 if expanded else taps) * wb
                     ints[_MAPPING], ints[_ORDER], ints[_LANE] = PACKED_CHANNEL + flavour, 0, packed_lane
                     ints[_BATCH_OUT] = 0
                     a = _TILE0
@@ -811,6 +879,7 @@ def price_layers(layers, lane_factor, serial_cycles, core_pj, resident, chip, pr
     """
     xs = np.empty((_MAX_TILES, 10), np.int64)
     axes = np.empty((2, 64, 3), np.int64)
+    groups = np.empty((128, 4), np.int64)
     packings = np.empty((_MAX_TILES, 8), np.int64)
     cs = np.empty(128, np.int64)
     ks = np.empty(128, np.int64)
@@ -833,7 +902,7 @@ def price_layers(layers, lane_factor, serial_cycles, core_pj, resident, chip, pr
             lane, serial, core = lane_factor[i], serial_cycles[i], core_pj[i]
             packs = chip[7] in (REDUCTION_COLUMNS, WEIGHT_STATIONARY, SHARED_WEIGHTS)
             if packs and (G > 1 or cols >= 2 * K):
-                _packed(row, lane, serial, core, resident[i], chip, price, xs, n_xs, cs, packings, best, out)
+                _packed(row, lane, serial, core, resident[i], chip, price, xs, n_xs, cs, groups, packings, best, out)
             _dense(row, lane, serial, core, resident[i], chip, price, xs, n_xs, cs, ks, best, out)
             if best[0] == np.inf:
                 out[_STATUS] = _what_does_not_fit(row, chip)
