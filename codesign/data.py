@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -57,13 +58,18 @@ def digits(seed: int = 0, fold: int = 0) -> Data:
     ``sklearn.datasets.load_digits``: the test set of Alpaydin and Kaynak, "Optical recognition of handwritten
     digits", UCI Machine Learning Repository, 1998.
     """
-    from sklearn.datasets import load_digits
-
     if not 0 <= fold < N_FOLDS:
         raise ValueError(f"digits: fold must be from 0 to {N_FOLDS - 1}, got fold={fold}.")
-    bunch = load_digits()
-    images = torch.from_numpy(bunch.images.astype(np.float32) / 16).unsqueeze(1)
-    labels = torch.from_numpy(bunch.target.astype(np.int64))
+    images, labels = _all_digits()
     parts = np.array_split(np.random.default_rng(seed).permutation(len(labels)), N_FOLDS)
     parts = parts[fold:] + parts[:fold]
     return Data(*(Images(images[index], labels[index]) for index in (np.concatenate(parts[2:]), parts[1], parts[0])))
+
+
+@cache
+def _all_digits() -> Images:
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = torch.from_numpy(bunch.images.astype(np.float32) / 16).unsqueeze(1)
+    return Images(images, torch.from_numpy(bunch.target.astype(np.int64)))

@@ -164,8 +164,8 @@ def _draw_limits(ax: Axes, limits: Mapping[str, float], x: str, y: str, scale_x:
     if x in limits:
         ax.axvline(scale_x * limits[x], **style)
         ax.annotate(
-            "limit", (scale_x * limits[x], 1), xycoords=("data", "axes fraction"), xytext=(-3, -3),
-            textcoords="offset points", ha="right", va="top", rotation=90, color=style["color"], fontsize=8,
+            "limit", (scale_x * limits[x], 0), xycoords=("data", "axes fraction"), xytext=(4, 4),
+            textcoords="offset points", ha="left", va="bottom", color=style["color"], fontsize=8,
         )  # fmt: skip
     if y in limits:
         ax.axhline(scale_y * limits[y], **style)

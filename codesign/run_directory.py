@@ -8,13 +8,14 @@ import json
 import logging
 import os
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from codesign.describe import differences, digest, versions
-from codesign.trial import LOG_NAME, Trial, TrialLog, sync_folder
+from codesign.trial import LOG_NAME, TrialLog, sync_folder
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ class RunDirectory:
     Attributes
     ----------
     log : TrialLog
+        Opened when it is first used.
 
     Raises
     ------
@@ -57,7 +59,6 @@ class RunDirectory:
         self._lock = Lock(self.path / LOCK_NAME)
         try:
             self._settle(dict(config), resume)
-            self.log = TrialLog(self.path / LOG_NAME)
         except BaseException:
             self._lock.release()
             raise
@@ -107,16 +108,17 @@ class RunDirectory:
             return None
         return state, told
 
-    @property
-    def trials(self) -> list[Trial]:
-        """The trials on the disk."""
-        return self.log.trials
+    @cached_property
+    def log(self) -> TrialLog:
+        """The log of trials."""
+        return TrialLog(self.path / LOG_NAME)
 
     def __enter__(self) -> RunDirectory:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.log.close()
+        if "log" in self.__dict__:
+            self.log.close()
         self._lock.release()
 
 

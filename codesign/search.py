@@ -77,7 +77,7 @@ def search(
     }
     with contextlib.ExitStack() as stack:
         run = stack.enter_context(RunDirectory(out, config, resume)) if out is not None else None
-        logged = list(run.trials) if run else []
+        logged = list(run.log.trials) if run else []
         trials: list[Trial] = []
         state, told = (run.restore() if run else None) or (strategy.init(problem, np.random.default_rng(seed)), 0)
         for trial in logged[: min(told, n_trials)]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from codesign.data import Images
-from codesign.quant.convert import Bits, calibrate, mode, quantized_layers, set_bits
+from codesign.quant.convert import Bits, mode, set_bits
 
 
 def shift(images: Tensor, rng: np.random.Generator) -> Tensor:
@@ -26,7 +26,7 @@ def train(
     epochs: int,
     learning_rate: float,
     seed: int,
-    batch_size: int = 64,
+    batch_size: int = 128,
     weight_decay: float = 0.01,
     bits: Callable[[np.random.Generator], Bits] | None = None,
     augment: Callable[[Tensor, np.random.Generator], Tensor] = shift,
@@ -45,8 +45,7 @@ def train(
     seed : int
         Of the order of the images, the augmentation, and the bits.
     bits : callable, optional
-        For a quantized network the bits to train at, drawn anew for each step. Steps of the quantizers are fitted
-        again after each epoch.
+        For a quantized and calibrated network the bits to train at, drawn anew for each step.
     augment : callable
         From a batch and a generator to a batch.
     progress : callable, optional
@@ -64,7 +63,10 @@ def train(
     """
     rng = np.random.default_rng(seed)
     n_batches = max(1, len(data.labels) // batch_size)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=True)
+    matrices = [p for p in network.parameters() if p.ndim > 1]
+    scalars = [p for p in network.parameters() if p.ndim <= 1]  # norms, biases and quantization steps do not decay
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": scalars, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=learning_rate, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, learning_rate, total_steps=max(1, epochs * n_batches), pct_start=1 / 3
     )
@@ -83,7 +85,5 @@ def train(
                 loss.backward()
                 optimizer.step()
                 schedule.step()
-        if any(True for _ in quantized_layers(network)):
-            calibrate(network, data.images[:256])
         if progress:
             progress()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -68,7 +70,12 @@ class DigitsNet(nn.Module):
 
 
 def digits_net(seed: int) -> DigitsNet:
-    """A `DigitsNet` with weights drawn from a seed; the global generator is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return DigitsNet()
+    """A `DigitsNet` with weights drawn from a seed, by the rule of torch's own layers but its own generator."""
+    generator = torch.Generator().manual_seed(seed)
+    network = DigitsNet()
+    for layer in network.modules():
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            nn.init.kaiming_uniform_(layer.weight, a=math.sqrt(5), generator=generator)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+    return network

@@ -105,7 +105,7 @@ def mode(module: nn.Module, training: bool) -> Iterator[None]:
 
 
 @torch.no_grad()
-def calibrate(module: nn.Module, images: Tensor, method: Method = "mse", most_values: int = 20_000) -> None:
+def calibrate(module: nn.Module, images: Tensor, method: Method = "mse", most_values: int = 10_000) -> None:
     """Fit every step of a quantized network, for every bitwidth it may run at.
 
     Parameters

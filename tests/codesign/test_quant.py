@@ -105,6 +105,17 @@ def test_the_gradient_of_the_step_is_that_of_learned_step_sizes():
     assert torch.allclose(step.grad, (upstream * expected).sum())
 
 
+def test_a_quantizer_learns_its_step_with_a_gradient_scaled_by_values_and_levels():
+    x = torch.randn(300, generator=generator())
+    quantizer = UniformQuantizer(3)
+    quantizer.calibrate(x)
+    step = quantizer.step.detach().clone().requires_grad_()
+    fake_quantize(x, step, -4.0, 3.0).square().sum().backward()
+    quantizer(x).square().sum().backward()
+    assert torch.allclose(quantizer.step.grad, step.grad / (300 * 3) ** 0.5)
+    assert torch.equal(quantizer(x), fake_quantize(x, step, -4.0, 3.0))
+
+
 def test_only_data_with_negative_values_gets_a_signed_quantizer():
     quantizer = UniformQuantizer(4)
     quantizer.calibrate(torch.tensor([0.0, 1.0]))

@@ -1,0 +1,116 @@
+"""The plots draw what they are given; how they look was looked at."""
+
+import math
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from toys import Roofline, network
+
+from codesign.plots import plot_bits, plot_layers, plot_pareto, plot_roofline, short_names
+from codesign.trial import Trial
+from hwmodels import BitFusion, estimate, networks
+from hwmodels.cost import CostReport, LayerCost
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    plt.close("all")
+
+
+def trial(error, latency_s, energy_j=1e-6, violations=None):
+    return Trial((), {"error": error, "latency_s": latency_s, "energy_j": energy_j}, violations or {})
+
+
+RUN = [trial(0.1, 1e-3), trial(0.05, 2e-3), trial(0.07, 3e-3), trial(0.01, 5e-4, violations={"energy_j": 1.0})]
+
+
+def offsets(ax):
+    return [np.asarray(c.get_offsets()) for c in ax.collections]
+
+
+def test_front_and_dominated_points_are_drawn_apart_in_readable_units_and_infeasible_ones_not_at_all():
+    ax = plot_pareto({"run": RUN})
+    dominated, front = offsets(ax)
+    assert dominated.tolist() == [pytest.approx([3.0, 7.0])]
+    assert sorted(front.tolist()) == [pytest.approx([1.0, 10.0]), pytest.approx([2.0, 5.0])]
+    assert ax.get_xlabel() == "latency (ms)" and ax.get_ylabel() == "error (%)"
+    assert ax.get_legend().get_texts()[0].get_text() == "run (2 of 3 on the front)"
+
+
+def test_limits_and_further_networks_are_drawn_where_they_are():
+    ax = plot_pareto(
+        {"run": RUN}, limits={"latency_s": 4e-3, "energy_j": 1.0}, marks={"8 bits": {"latency_s": 6e-3, "error": 0.02}}
+    )
+    lines = {tuple(line.get_xdata()) for line in ax.lines}
+    assert (4.0, 4.0) in lines and (6.0,) in lines
+    assert {"8 bits", "limit"} <= {text.get_text() for text in ax.texts}
+
+
+def test_a_third_metric_is_shown_as_colour_with_its_unit():
+    ax = plot_pareto({"run": RUN, "other": [trial(0.2, 1e-4, 5e-6)]}, color="energy_j")
+    assert ax.figure.axes[1].get_ylabel() == "energy (µJ)"
+
+
+def test_trials_that_lack_a_metric_are_named_with_those_there_are():
+    with pytest.raises(ValueError, match="must have loss, error; the metrics there are: energy_j, error, latency_s"):
+        plot_pareto({"run": RUN}, x="loss")
+    with pytest.raises(ValueError, match="none"):
+        plot_pareto({})
+    broken = [trial(math.nan, 1.0), trial(0.1, 1.0)]
+    assert sum(map(len, offsets(plot_pareto({"run": broken})))) == 1
+
+
+def heights(ax):
+    """Total height of the bars at each place."""
+    total = {}
+    for bar in ax.patches:
+        place = round(bar.get_x() + bar.get_width() / 2)
+        total[place] = total.get(place, 0) + bar.get_height()
+    return [total[place] for place in sorted(total)]
+
+
+def test_the_bars_of_layers_add_up_to_the_report():
+    report = estimate(networks.mobilenet_v2(), BitFusion())
+    energy, latency = plot_layers(report)
+    assert energy.get_ylabel() == "energy (µJ)" and latency.get_ylabel() == "latency (µs)"
+    assert heights(energy) == pytest.approx([cost.energy.total_pj * 1e-6 for cost in report.layers])
+    assert heights(latency) == pytest.approx([cost.latency_s * 1e6 for cost in report.layers])
+    assert len(latency.get_xticklabels()) == len(report.layers)
+
+
+def test_a_chip_that_knows_time_alone_gets_one_panel():
+    workload = network()
+    report = CostReport(workload, Roofline(), [LayerCost(1e-6 * (i + 1), None) for i in range(3)])
+    (latency,) = plot_layers(report)
+    assert heights(latency) == pytest.approx([1, 2, 3])
+    with pytest.raises(ValueError, match="Roofline gives none"):
+        plot_roofline(report)
+
+
+def test_bits_go_up_for_weights_and_down_for_inputs():
+    ax = plot_bits(network().with_bits([2, 4, 8], [8, 4, 2]))
+    assert [bar.get_height() for bar in ax.patches] == [2, 4, 8, -8, -4, -2]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["fc0", "fc1", "fc2"]
+
+
+def test_no_layer_is_above_its_roof():
+    workload = networks.mobilenet_v2().with_bits(4, 8)
+    chip = BitFusion()
+    ax = plot_roofline(estimate(workload, chip))
+    bandwidth = chip.dram_bits_per_cycle * chip.clock_hz / 8
+    peak = chip.peak_macs_per_cycle(4, 8) * chip.clock_hz
+    unit = {"G": 1e9, "T": 1e12}[ax.get_ylabel()[len("speed (")]]
+    for intensity, speed in np.concatenate(offsets(ax)):
+        assert speed * unit <= min(peak, bandwidth * intensity) * 1.001
+    assert any(text.get_text() == "w/a 4/8" for text in ax.texts)
+
+
+def test_names_are_shortened_and_stay_distinct():
+    names = [layer.name for layer in networks.mobilenet_v2().layers]
+    short = short_names(names)
+    assert len(set(short)) == len(names) and max(map(len, short)) <= 18
