@@ -96,11 +96,18 @@ def small(name):
 
 
 def export(module, shape, path, **options):
+    """Write a file; skip where torch's newer exporter does not manage, before it became the default."""
     torch = pytest.importorskip("torch")
     pytest.importorskip("onnxscript")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(module.eval(), (torch.zeros(shape),), str(path), verbose=False, **options)
+    version = tuple(int(part) for part in torch.__version__.split(".")[:2])
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(module.eval(), (torch.zeros(shape),), str(path), verbose=False, **options)
+    except torch.onnx.OnnxExporterError as error:
+        if version >= (2, 9):
+            raise
+        pytest.skip(f"torch {torch.__version__} does not export this network: {error}".splitlines()[0])
     return path
 
 
