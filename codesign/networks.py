@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import sys
 import warnings
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -108,10 +110,19 @@ def _from_torchvision(
             "model.onnx or layers.csv, or package.module:factory"
             + (f"; near it are {', '.join(near)}." if near else ".")
         )
-    with torch.device("meta"), warnings.catch_warnings():  # shapes alone: no weights are drawn
+    weights = {key: None for key in ("weights", "weights_backbone") if key in _parameters(models, name)}
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        module = models.get_model(name, weights=None)
+        try:
+            with torch.device("meta"):  # shapes alone: no weights are drawn
+                module = models.get_model(name, **weights)
+        except NotImplementedError:  # RegNet computes its widths with tensors
+            module = models.get_model(name, **weights)
     return _trace(name, module, input_shape or IMAGENET_SHAPE, batch, ignore_unknown)
+
+
+def _parameters(models: Any, name: str) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(models.get_model_builder(name)).parameters
 
 
 def _from_factory(

@@ -130,7 +130,12 @@ def _objective(model: ArrayModel, ints: NDArray[np.int64], floats: NDArray[np.fl
     cycles = ints[:, INT["cycles"]].astype(np.float64)
     energy_pj = floats[:, FLOAT["compute_pj"] : FLOAT["leakage_pj"] + 1].sum(axis=1)
     objective = int(model.kernel_chip[mapper.CHIP_COLUMNS.index("objective")])
-    return {mapper.LATENCY: cycles, mapper.ENERGY: energy_pj, mapper.EDP: cycles * energy_pj}[objective]
+    values: dict[int, NDArray[np.float64]] = {
+        mapper.LATENCY: cycles,
+        mapper.ENERGY: energy_pj,
+        mapper.EDP: cycles * energy_pj,
+    }
+    return values[objective]
 
 
 def _best_handovers(value: NDArray[np.float64]) -> NDArray[np.int64]:

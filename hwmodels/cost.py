@@ -146,8 +146,7 @@ class PackedCosts(Sequence[LayerCost]):
     ----------
     ints : ndarray of int64, shape (n_distinct, len(INT_COLUMNS))
     floats : ndarray of float64, shape (n_distinct, len(FLOAT_COLUMNS))
-    index : ndarray of int64, shape (n_layers,)
-        The row of each layer.
+    row_of_layer : ndarray of int64, shape (n_layers,)
     clock_hz : float
     describe : callable
         From a row of ``ints`` to the text of ``LayerCost.mapping``.
@@ -157,15 +156,16 @@ class PackedCosts(Sequence[LayerCost]):
         self,
         ints: NDArray[np.int64],
         floats: NDArray[np.float64],
-        index: NDArray[np.int64],
+        row_of_layer: NDArray[np.int64],
         clock_hz: float,
         describe: Any,
     ) -> None:
-        self.ints, self.floats, self.index, self.clock_hz, self.describe = ints, floats, index, clock_hz, describe
+        self.ints, self.floats, self.row_of_layer = ints, floats, row_of_layer
+        self.clock_hz, self.describe = clock_hz, describe
         self._distinct: dict[int, LayerCost] = {}
 
     def __len__(self) -> int:
-        return len(self.index)
+        return len(self.row_of_layer)
 
     @overload
     def __getitem__(self, i: int) -> LayerCost: ...
@@ -174,7 +174,7 @@ class PackedCosts(Sequence[LayerCost]):
     def __getitem__(self, i: int | slice) -> LayerCost | Sequence[LayerCost]:
         if isinstance(i, slice):
             return tuple(self[j] for j in range(*i.indices(len(self))))
-        row = int(self.index[i])
+        row = int(self.row_of_layer[i])
         cost = self._distinct.get(row)
         if cost is None:
             cost = self._distinct[row] = self._build(row)
@@ -201,8 +201,8 @@ class PackedCosts(Sequence[LayerCost]):
     def total(self, column: str) -> float:
         """Sum of one column over the layers."""
         if column in INT:
-            return int(self.ints[:, INT[column]][self.index].sum())
-        return float(self.floats[:, FLOAT[column]][self.index].sum())
+            return int(self.ints[:, INT[column]][self.row_of_layer].sum())
+        return float(self.floats[:, FLOAT[column]][self.row_of_layer].sum())
 
 
 @dataclass(frozen=True)
