@@ -57,7 +57,7 @@ class QuantizedAccuracy:
             if not hasattr(self._local, "network"):
                 self._local.network = copy.deepcopy(self.network)
             network = self._local.network
-            set_bits(network, self.space.layer_bits(arch))  # type: ignore[arg-type]
+            set_bits(network, self.space.layer_bits(arch))
             recalibrate_batchnorm(network, self.statistics)
             known = self._known[arch] = evaluate(network, self.data)
         return dict(known)

@@ -122,10 +122,6 @@ def plot_pareto(
     )
     ax = _axes(ax, (6.4, 4.2))
     shades: Any = None
-    scale_c, label_c, span = 1.0, "", {}
-    if color is not None:
-        scale_c, label_c = _scale(color, everything[:, 2])
-        span = {"cmap": "viridis", "vmin": scale_c * everything[:, 2].min(), "vmax": scale_c * everything[:, 2].max()}
     for i, (name, points) in enumerate(clouds.items()):
         if not len(points):
             continue
@@ -133,17 +129,19 @@ def plot_pareto(
         xs, ys = scale_x * points[:, 0], scale_y * points[:, 1]
         front = pareto_mask(points[:, :2])
         order = np.argsort(xs[front], kind="stable")
-        fill = {"c": scale_c * points[:, 2], **span} if color else {"color": np.full(len(xs), hue, dtype=object)}
-        faint = {k: v[~front] if isinstance(v, np.ndarray) else v for k, v in fill.items()}
-        strong = {k: v[front] if isinstance(v, np.ndarray) else v for k, v in fill.items()}
-        ax.scatter(xs[~front], ys[~front], s=12, marker=marker, alpha=0.25, linewidths=0, zorder=2, **faint)
-        ax.step(
-            xs[front][order], ys[front][order], where="post", color=GREY if color else hue, lw=1.3, alpha=0.8, zorder=3
-        )
+        steps = {"color": GREY if color else hue, "linewidth": 1.3, "alpha": 0.8, "zorder": 3}
+        ax.step(xs[front][order], ys[front][order], where="post", **steps)
+        fill = [{"color": hue}, {"color": hue}]
+        if color:
+            scale_c, label_c = _scale(color, everything[:, 2])
+            low, high = scale_c * everything[:, 2].min(), scale_c * everything[:, 2].max()
+            fill = [{"c": scale_c * points[some, 2], "vmin": low, "vmax": high} for some in (~front, front)]
+        edge = "black" if color else "white"
+        ax.scatter(xs[~front], ys[~front], s=12, marker=marker, alpha=0.25, linewidths=0, zorder=2, **fill[0])
+        label = f"{name} ({front.sum()} of {len(xs)} on the front)"
         shades = ax.scatter(
-            xs[front], ys[front], s=46, marker=marker, edgecolors="white" if not color else "black",
-            linewidths=0.8, zorder=4, label=f"{name} ({front.sum()} of {len(xs)} on the front)", **strong,
-        )  # fmt: skip
+            xs[front], ys[front], s=46, marker=marker, edgecolors=edge, linewidths=0.8, zorder=4, label=label, **fill[1]
+        )
     for name, point in named.items():
         at = scale_x * point[x], scale_y * point[y]
         ax.plot(*at, marker="*", markersize=12, color="white", markeredgecolor="black", linestyle="none", zorder=5)
@@ -341,7 +339,7 @@ def plot_roofline(report: CostReport, ax: Axes | None = None) -> Axes:
     ax.set_title(f"{report.workload.name} on {type(hardware).__name__}", fontsize=10)
     legend = ax.legend(frameon=False, fontsize=8, loc="lower right")
     for handle in legend.legend_handles:
-        handle.set_sizes([40])  # type: ignore[union-attr]
+        handle.set_sizes([40])
     return ax
 
 

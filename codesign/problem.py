@@ -202,7 +202,7 @@ class Problem:
         sign = -1 if metric in AT_LEAST else 1
         ends = [
             free._descend(lambda usage, s=s: s * usage[metric] if metric in usage else math.inf) for s in (sign, -sign)
-        ]  # type: ignore[misc]
+        ]
         low, high = (free.price(arch).metrics()[metric] for arch in ends)
         return Reach(low, high, *ends)
 

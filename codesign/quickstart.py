@@ -356,6 +356,7 @@ def _plot(
     # The widest uniform network is far to the right of everything that meets the limit; it is in the table.
     widest = f"uniform {max(problem.space.choices[0].options)} bits"
     marks = {n.replace("uniform ", ""): t.metrics for n, t in trials.items() if n not in runs and n != widest}
+    marks["chosen"] = trials[chosen.name].metrics
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.4), sharey=True, layout="constrained")
     for ax, x in zip(axes, ("latency_s", "energy_j"), strict=True):
         plot_pareto(runs, x=x, y="error", limits=problem.limits, marks=marks, ax=ax)

@@ -185,7 +185,7 @@ class BitwidthSpace(AbstractSpace):
         return tuple(layer.name for layer in self.network.mac_layers if layer.name not in self.pinned)
 
     @cached_property
-    def choices(self) -> tuple[Choice, ...]:  # type: ignore[override]
+    def choices(self) -> tuple[Choice, ...]:
         """Weight bits and input bits of each searched layer, in the order of the layers."""
         return tuple(
             Choice(f"{name}.{operand}_bits", self.bits) for name in self.searched for operand in ("weight", "input")
@@ -197,7 +197,7 @@ class BitwidthSpace(AbstractSpace):
         chosen = {
             name: (self.bits[w], self.bits[a]) for name, w, a in zip(self.searched, arch[::2], arch[1::2], strict=True)
         }
-        return {layer.name: chosen.get(layer.name) or self.pinned[layer.name] for layer in self.network.mac_layers}  # type: ignore[misc]
+        return {layer.name: chosen.get(layer.name) or self.pinned[layer.name] for layer in self.network.mac_layers}
 
     def uniform(self, bits: int) -> Arch:
         """The arch that has the same bitwidth everywhere but in pinned layers."""

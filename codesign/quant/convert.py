@@ -45,7 +45,7 @@ def quantize(module: nn.Module, bits: Bits, bitwidths: Iterable[int] = ()) -> nn
     widths = {*bitwidths, *(width for pair in pairs.values() if pair for width in pair)}
     for name in names if bitwidths else [name for name in names if pairs[name]]:
         parent = module.get_submodule(name.rpartition(".")[0])
-        setattr(parent, name.rpartition(".")[2], quantized_layer(module.get_submodule(name), widths))  # type: ignore[arg-type]
+        setattr(parent, name.rpartition(".")[2], quantized_layer(module.get_submodule(name), widths))
     set_bits(module, {name: pairs[name] for name, _ in quantized_layers(module)})
     return module
 
@@ -138,9 +138,9 @@ def calibrate(module: nn.Module, images: Tensor, method: Method = "mse", most_va
     for name, layer in layers.items():
         values = seen[name][:: max(1, seen[name].numel() // most_values)]
         for quantizer in layer.input_quantizers.values():
-            quantizer.calibrate(values, method)  # type: ignore[operator]
+            quantizer.calibrate(values, method)
         for quantizer in layer.weight_quantizers.values():
-            quantizer.calibrate(layer.weight, method)  # type: ignore[operator]
+            quantizer.calibrate(layer.weight, method)
 
 
 @torch.no_grad()
