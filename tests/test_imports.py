@@ -72,3 +72,12 @@ def test_start_up_loads_neither_torch_nor_other_heavy_packages(code):
     script = f"{code}\nimport sys\nprint(sorted(set(sys.modules) & set({HEAVY!r})))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("first", ["import codesign.search", "from codesign.search import search", "import codesign"])
+def test_a_public_name_is_the_same_whatever_was_imported_before(first):
+    script = (
+        f"{first}\nfrom codesign import search\nimport codesign\nprint(search.__qualname__, codesign.search is search)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout == "search True\n"
