@@ -46,10 +46,10 @@ def run(args: argparse.Namespace) -> int:
     output.check(args.plot, output.PLOT_SUFFIXES)
     if args.area_mm2 is not None and not args.equal_area:
         raise ValueError("Option --area-mm2: it is the area of --equal-area, which must be given too.")
-    chips = {name: arguments.hardware(args, name) for name in args.hardware.split(",")}
+    chips = {name.strip(): arguments.hardware(args, name.strip()) for name in args.hardware.split(",")}
     workload = arguments.network(args, args.network)
     with arguments.about(args.network):
-        workloads = {bits: apply_bits(workload, bits) for bits in args.bits.split(",")}
+        workloads = {bits.strip(): apply_bits(workload, bits.strip()) for bits in args.bits.split(",")}
     if args.equal_area:
         chips = at_equal_area(chips, args.equal_area, args.area_mm2, workloads.values())
     entries = compare(workloads, chips, lambda cells: output.progress(cells, "estimates"))

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 from codesign.commands import arguments, output
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from codesign.layer_table import LayerTable
 
 EXAMPLE = """
@@ -52,11 +55,19 @@ def _text(args: argparse.Namespace, table: LayerTable) -> str:
     totals = [("latency, ms", table.latency_s.sum(axis=0) * 1e3)]
     if table.energy_pj is not None:
         totals.append(("energy, uJ", table.energy_pj.sum(axis=0) * 1e-6))
-    lines = []
-    for what, total in totals:
-        rows = [(f"w{w}", *(f"{x:.4g}" for x in row)) for w, row in zip(table.weight_bits, total, strict=True)]
-        lines += [f"all layers: {what}", output.table(("", *(f"a{a}" for a in table.input_bits)), rows), ""]
-    return (
-        "\n".join(lines)
-        + f"{args.out}: {len(table.layer)} layers x {total.shape[0]} weight x {total.shape[1]} input bits"
-    )
+    parts = [
+        f"all layers: {what}\n{_matrix(table, total, slice(first, first + COLUMNS))}\n"
+        for what, total in totals
+        for first in range(0, len(table.input_bits), COLUMNS)
+    ]
+    n_weights, n_inputs = totals[0][1].shape
+    return "\n".join([*parts, f"{args.out}: {len(table.layer)} layers x {n_weights} weight x {n_inputs} input bits"])
+
+
+#: Input bitwidths that fit beside each other on a terminal.
+COLUMNS = 7
+
+
+def _matrix(table: LayerTable, total: NDArray[np.float64], columns: slice) -> str:
+    rows = [(f"w{w}", *(f"{x:.3g}" for x in row)) for w, row in zip(table.weight_bits, total[:, columns], strict=True)]
+    return output.table(("", *(f"a{a}" for a in table.input_bits[columns])), rows)

@@ -1,6 +1,7 @@
 import csv
 import dataclasses
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,15 @@ def test_the_command_line_without_a_command_is_bad_input(codesign):
     assert codesign("")[0] == 2
 
 
+def test_a_package_that_is_not_installed_is_no_bad_input(codesign, monkeypatch, tmp_path):
+    (tmp_path / "net.onnx").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    code, _, err = codesign("estimate net.onnx")
+    assert code == 1
+    assert err.count("\n") == 1
+    assert "needs the package onnx" in err
+
+
 # ----------------------------------------------------------------------------------------------------- quickstart
 
 
@@ -104,7 +114,9 @@ def test_estimate_prints_the_report_of_the_simulator(codesign):
 
 
 def test_tables_fit_a_terminal_of_80_columns(codesign):
-    for line in ("estimate resnet50 --bits 4", "hardware list", "table resnet20 --bits 2-8 --out t.npz"):
+    compare = "compare resnet20 --hardware bitfusion,stripes,loom --bits w8a8,w2a2 --equal-area"
+    wide = "table vgg16 --bits 1-16 --hardware bitfusion-16bit --out t.npz"
+    for line in (compare, wide, "estimate resnet50 --bits 4", "hardware list", "table resnet20 --bits 1-8 --out t.npz"):
         assert max(map(len, codesign(line)[1].splitlines())) <= 80
 
 

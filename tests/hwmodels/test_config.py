@@ -89,6 +89,7 @@ def test_a_table_of_measured_costs_is_a_chip(tmp_path):
         ("type: BitFusion\nrows: 1.5\n", ["rows", "integer", "1.5"]),
         ("type: BitFusion\nrows: wide\n", ["rows", "integer", "'wide'"]),
         ("type: BitFusion\nrows: yes\n", ["rows", "True"]),
+        ("type: BitFusion\nclock_hz: 500 MHz\n", ["clock_hz", "valid number", "'500 MHz'"]),
         ("type: BitFusion\nclock_hz: -1\n", ["clock_hz", "positive", "-1"]),
         ("type: BitFusion\nobjective: speed\n", ["objective", "'latency', 'energy' or 'edp'", "'speed'"]),
         ("type: BitFusion\nenergies: 3\n", ["energies", "3"]),
