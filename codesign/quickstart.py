@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 import json
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -311,34 +311,45 @@ def _test(
     """Test accuracy by network for each split; a split that was done before is read back."""
     done: dict[str, dict[str, float]] = json.loads(path.read_bytes()) if path.exists() else {}
     missing = [fold for fold in range(settings.n_splits) if str(fold) not in done]
+    stopped = threading.Event()
+
+    def go_on() -> None:
+        if stopped.is_set():
+            raise RuntimeError("quickstart: stopped")
+
     with _bar("test splits", settings.n_splits * len(bits), progress) as step:
         for _ in range((settings.n_splits - len(missing)) * len(bits)):
             step()
         futures = {
-            pool.submit(_test_split, fold, bits, settings, network if fold == 0 else None, step): fold
+            pool.submit(_test_split, fold, bits, settings, network if fold == 0 else None, step, go_on): fold
             for fold in missing
         }
-        for future in as_completed(futures):
-            done[str(futures[future])] = future.result()
-            write_atomically(path, json.dumps(done, sort_keys=True).encode())
+        try:
+            for future in as_completed(futures):
+                done[str(futures[future])] = future.result()
+                write_atomically(path, json.dumps(done, sort_keys=True).encode())
+        finally:
+            stopped.set()  # where one split failed, or the user interrupts, the others end at their next epoch
     return [done[str(fold)] for fold in range(settings.n_splits)]
 
 
 def _test_split(
-    fold: int, bits: Mapping[str, LayerBits], settings: Settings, network: nn.Module | None, step: Callable[[], object]
+    fold: int,
+    bits: Mapping[str, LayerBits],
+    settings: Settings,
+    network: nn.Module | None,
+    step: Callable[[], object],
+    go_on: Callable[[], object],
 ) -> dict[str, float]:
     """Train on one split, tune at each network's bits, and read the test set once for each."""
     seed = settings.seed + fold
     data = digits(settings.seed, fold)
-    network = network or any_bits_network(data, settings, seed, lambda: None)
+    network = network or any_bits_network(data, settings, seed, go_on)
     accuracies = {}
     for name, layer_bits in bits.items():
         tuned = copy.deepcopy(network)
-        chosen: Any = layer_bits
-        set_bits(tuned, chosen)
-        train(
-            tuned, data.train, settings.tuning_epochs, settings.tuning_rate, seed, bits=lambda _, chosen=chosen: chosen
-        )
+        set_bits(tuned, layer_bits)
+        train(tuned, data.train, settings.tuning_epochs, settings.tuning_rate, seed, progress=go_on)
         recalibrate_batchnorm(tuned, data.train.images)
         accuracies[name] = 1 - evaluate(tuned, data.test)["error"]
         step()

@@ -70,7 +70,10 @@ class RunDirectory:
                 raise RunDirectoryError(f"{self.path}: it holds {LOG_NAME} but no {CONFIG_NAME}; choose another.")
             write_atomically(path, json.dumps({**config, "versions": versions()}, indent=1).encode())
             return
-        there = json.loads(path.read_bytes())
+        try:
+            there = json.loads(path.read_bytes())
+        except ValueError as error:
+            raise RunDirectoryError(f"{path}: it must be JSON, but it is damaged ({error}); choose another.") from None
         installed = there.pop("versions", {})
         found = list(differences(there, json.loads(json.dumps(config))))
         if found:
@@ -179,6 +182,7 @@ class Lock:
 
     A record lock: unlike one by ``flock`` it is not inherited by worker processes, so a worker that outlives a
     killed search does not hold it. Within a process, a set of the paths held does what the record lock does not.
+    It needs a POSIX system.
     """
 
     def __init__(self, path: Path) -> None:
