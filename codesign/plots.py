@@ -145,7 +145,8 @@ def plot_pareto(
     for name, point in named.items():
         at = scale_x * point[x], scale_y * point[y]
         ax.plot(*at, marker="*", markersize=12, color="white", markeredgecolor="black", linestyle="none", zorder=5)
-        ax.annotate(name, at, xytext=(6, 6), textcoords="offset points", fontsize=8, zorder=5)
+        box = {"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.7}
+        ax.annotate(name, at, xytext=(7, 7), textcoords="offset points", fontsize=8, zorder=5, bbox=box)
     _draw_limits(ax, limits, x, y, scale_x, scale_y)
     ax.set_xlabel(label_x)
     ax.set_ylabel(label_y)

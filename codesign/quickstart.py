@@ -118,7 +118,8 @@ class Quickstart:
         reference = next(c for c in self.candidates if c.name == f"uniform {max(self.settings.bits)} bits")
         rows = list(self.chosen.bits.items())
         lines = [
-            f"Chosen: {len(rows)} layers, found by {self.chosen.name}.  Bits of weights / inputs:",
+            f"Chosen for its loss on the search set, found by {self.chosen.name}.",
+            f"Bits of weights / inputs of its {len(rows)} layers:",
             "",
             *_columns([f"{name:<22}{w:>2} /{a:>2}" for name, (w, a) in rows], 2),
             "",
