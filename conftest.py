@@ -1,6 +1,11 @@
-"""Settings of doctests, those of the README included."""
+"""Settings of all tests, doctests included."""
+
+import os
 
 import pytest
+
+# One thread for each process: the networks of the tests are too small for two, and results are compared exactly.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(autouse=True)
