@@ -104,9 +104,9 @@ def declared_space(rng: np.random.Generator, count: int) -> Iterator[str]:
 def integer_tiles(rng: np.random.Generator, count: int) -> Iterator[str]:
     yield "## Against all integer tiles and orders\n"
     yield (
-        "Every tile size of each axis, every order of the loops over tiles (batch, channels, rows, columns apart), the\n"
-        "largest block of each operand that fits kept; packed mappings of every integer patch and number of groups. The\n"
-        "gap is how much more the kernel's mapping costs.\n"
+        "Every tile size of each axis, every order of the loops over tiles (batch, channels, rows, columns apart),\n"
+        "the largest block of each operand that fits kept; packed mappings of every integer patch and number of\n"
+        "groups. The gap is how much more the kernel's mapping costs.\n"
     )
     yield "| layers | objective | cases | no gap | median | 90 % | max |\n| --- | --- | --- | --- | --- | --- | --- |"
 
@@ -134,9 +134,9 @@ def integer_tiles(rng: np.random.Generator, count: int) -> Iterator[str]:
 def timelines(rng: np.random.Generator, count: int) -> Iterator[str]:
     yield "## The closed form of the cycles against timelines\n"
     yield (
-        "Cycles of the chosen mappings run tile by tile, over those of the closed form. *Prefetching*: a block is loaded as\n"
-        "soon as its half of the buffer is free, one DRAM interface serves what is needed soonest. *Lockstep*: tile i+1 is\n"
-        "loaded and tile i-1 drained strictly while tile i is computed.\n"
+        "Cycles of the chosen mappings run tile by tile, over those of the closed form. *Prefetching*: a block is\n"
+        "loaded as soon as its half of the buffer is free, one DRAM interface serves what is needed soonest.\n"
+        "*Lockstep*: tile i+1 is loaded and tile i-1 drained strictly while tile i is computed.\n"
     )
     yield (
         "| layers | objective | prefetching: total | median | 90 % | max | lockstep: total | median | 90 % | max |\n"
