@@ -187,6 +187,22 @@ def power_tiles(size, unit, out):
 
 
 @njit(cache=True, nogil=True)
+def lane_tiles(size, lanes, rows, taps, out, count):
+    """Append the channel tiles whose kernel positions just fill the lanes of any setting; returns the new count.
+
+    Those of wider settings too, so that what may be chosen does not shrink when the operands do.
+    """
+    while lanes >= rows:
+        tile = lanes // taps
+        while 1 <= tile < size and count < len(out):
+            out[count] = tile
+            count += 1
+            tile *= 2
+        lanes //= 2
+    return count
+
+
+@njit(cache=True, nogil=True)
 def axis_tiles(size, pad, kernel, stride, dilation, out, table):
     """`axis_rows` for the tile sizes 1, 2, 4, ... below ``out``, and last for ``out``; returns that last number."""
     count = 0
@@ -415,6 +431,8 @@ def _dense(row, lane, serial, core_pj, resident, chip, price, xs, n_xs, cs, ks, 
             i_cap = 0 if out_resident else i_cap // 2
         free_input = in_resident and not expanded
         n_cs = power_tiles(C, rows, cs)
+        if expanded:
+            n_cs = lane_tiles(C, rows * lane, rows, taps, cs, n_cs)
         for ci in range(n_cs):
             c = cs[ci]
             n_c = ceil_div(C, c)

@@ -312,7 +312,13 @@ def dense_mappings(layer: Layer, chip: BitFusion) -> Iterator[Mapping]:
     d, factor = layer.dims, lane_factor(chip, layer.weight_bits, layer.input_bits)
     kinds = ["channel"] if d.R * d.S == 1 else [k for k in ("channel", "im2col") if chip.mapping in (k, "auto")]
     for kind, outermost in itertools.product(kinds, (False, True) if d.N > 1 else (False,)):
-        for k, c in itertools.product(channel_tiles(d.K, chip.cols), channel_tiles(d.C, chip.rows)):
+        channels = channel_tiles(d.C, chip.rows)
+        if kind == "im2col":
+            filling = [chip.rows * (factor >> shift) // (d.R * d.S) for shift in range(factor.bit_length())]
+            channels = sorted(
+                {*channels, *(c << i for c in filling if c for i in range(d.C.bit_length()) if c << i < d.C)}
+            )
+        for k, c in itertools.product(channel_tiles(d.K, chip.cols), channels):
             for (n, p, q), order in itertools.product(
                 pixel_tiles(1 if outermost else d.N, d.P, d.Q), ORDERS if c < d.C else ORDERS[:2]
             ):
