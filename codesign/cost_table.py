@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from codesign.layer_table import LayerTable, layer_table
 from codesign.space import AbstractSpace, BitwidthSpace
 from codesign.terms import NotDecomposable, Terms, bitwidth_terms
-from hwmodels.array import run_kernel
+from hwmodels.array import run_kernel, runs_kernel
 from hwmodels.cost import FLOAT, INT, HardwareModel, InfeasibleLayer, estimate
 from hwmodels.mapper import OK
 
@@ -325,7 +325,7 @@ def cost_table(
     >>> table.pairs("energy_j")[0].shape, table.gap < 1e-12
     ((288, 288), True)
     """
-    by_name = not _has_kernel(hardware)  # a chip that is known by measurements may know layers by their names
+    by_name = not runs_kernel(hardware)  # a chip that is known by measurements may know layers by their names
     if isinstance(space, BitwidthSpace):
         terms = bitwidth_terms(space, by_name)
     elif hasattr(space, "terms"):
@@ -350,14 +350,9 @@ def cost_table(
     return CostTable(table.option_counts, table.metrics, table.terms, gap)
 
 
-def _has_kernel(hardware: Any) -> bool:
-    """Whether `hwmodels.array.run_kernel` prices layers for this chip."""
-    return hasattr(hardware, "kernel_chip") and getattr(hardware, "model", "default") != "reference"
-
-
 def _layer_costs(hardware: HardwareModel, terms: Terms, codes: NDArray[np.int64]) -> NDArray[np.float64]:
     """Cost of each distinct layer by `METRICS`; inf where it fits no tiling, nan where the chip gives no energy."""
-    if not _has_kernel(hardware):
+    if not runs_kernel(hardware):
         return np.array([_layer_cost(hardware, terms, code) for code in codes.tolist()])
     rows, costs = terms.rows(codes), np.empty((len(codes), len(METRICS)))
     nothing_resident = np.zeros(len(rows), dtype=np.int64)

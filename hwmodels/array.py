@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwmodels import mapper
-from hwmodels.cost import FLOAT, FLOAT_COLUMNS, INT, INT_COLUMNS, InfeasibleLayer, PackedCosts, UnsupportedLayer
+from hwmodels.cost import (
+    FLOAT,
+    FLOAT_COLUMNS,
+    INT,
+    INT_COLUMNS,
+    HardwareModel,
+    InfeasibleLayer,
+    PackedCosts,
+    UnsupportedLayer,
+    estimate,
+)
 from hwmodels.workload import Layer, Workload, pack
 
 _RESIDENT = {"input": mapper.INPUT_RESIDENT, "output": mapper.OUTPUT_RESIDENT}
@@ -51,6 +62,11 @@ class ArrayModel(Protocol):
     def refusal(self, layer: Layer) -> str:
         """Why ``steps`` gives a lane factor of 0 for this layer."""
         ...
+
+
+def runs_kernel(model: object) -> bool:
+    """Whether `run_kernel` prices layers for this hardware model."""
+    return hasattr(model, "kernel_chip") and getattr(model, "model", "default") != "reference"
 
 
 def run_kernel(
@@ -122,7 +138,7 @@ def price(model: ArrayModel, workload: Workload, resident: Sequence[Sequence[str
     bad = np.flatnonzero(ints[where, 0])
     if bad.size:
         _refuse(model, workload.layers[bad[0]], int(ints[where[bad[0]], 0]))
-    return PackedCosts(ints, floats, where, model.clock_hz, mapper.describe)
+    return _packed_costs(model, ints, floats, where)
 
 
 def _objective(model: ArrayModel, ints: NDArray[np.int64], floats: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -207,13 +223,13 @@ class Sweep(NamedTuple):
     energy_j: NDArray[np.float64]
 
 
-def sweep(workload: Workload, chips: Iterable[ArrayModel], workers: int | None = None) -> Sweep:
+def sweep(workload: Workload, chips: Iterable[HardwareModel], workers: int | None = None) -> Sweep:
     """Latency and energy of one network on many chips, in parallel on the cores there are.
 
     Parameters
     ----------
     workload : Workload
-    chips : iterable of array models, such as `BitFusion` or `MacArray`
+    chips : iterable of hardware models, such as `BitFusion` or `MacArray`
     workers : int, optional
         Threads; None takes one a core.
 
@@ -231,6 +247,11 @@ def sweep(workload: Workload, chips: Iterable[ArrayModel], workers: int | None =
 
     def part(numbers: range) -> None:
         for i in numbers:
+            if not runs_kernel(models[i]):
+                with contextlib.suppress(InfeasibleLayer, UnsupportedLayer):
+                    report = estimate(workload, models[i])
+                    result.latency_s[i], result.energy_j[i] = report.latency_s, report.energy_j
+                continue
             ints, floats = run_kernel(models[i], rows, none_resident)
             if not ints[:, 0].any():
                 result.latency_s[i] = times @ ints[:, cycles_at] / models[i].clock_hz

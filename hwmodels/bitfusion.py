@@ -150,6 +150,11 @@ class BitFusion:
                     f"BitFusion: {name} must be one of {', '.join(get_args(known))}, "
                     f"got {name}={getattr(self, name)!r}."
                 )
+        if self.energies is not None and not isinstance(self.energies, BitFusionEnergies):
+            raise ValueError(
+                f"BitFusion: energies must be a BitFusionEnergies or None, got energies={self.energies!r}; "
+                "give every price by name, BitFusionEnergies(core_pj_per_cycle=..., ...)."
+            )
         if self.model == "reference" and self.mapping == "auto":
             raise ValueError(
                 "BitFusion: model='reference' wants an explicit mapping, got mapping='auto'; "
@@ -311,7 +316,7 @@ class BitFusion:
         """Why the array cannot run the layer."""
         return (
             f"weight_bits and input_bits must be at most the array's max_bits={self.max_bits}, "
-            f"got weight_bits={layer.weight_bits}, input_bits={layer.input_bits}."
+            f"got weight_bits={layer.weight_bits}, input_bits={layer.input_bits}; lower them or choose a wider array."
         )
 
     @property

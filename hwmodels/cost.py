@@ -7,7 +7,7 @@ import io
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol, overload, runtime_checkable
 
@@ -28,6 +28,8 @@ TRAFFIC = (
     "dram_write",
 )
 BUFFERS = ("weight", "input", "output")
+#: Where energy is spent.
+COMPONENTS = ("compute", "sram", "dram", "leakage")
 #: What keeps a layer from running faster: the multipliers, the DRAM interface, or a shape that leaves the
 #: array half empty.
 BOUNDS = ("compute", "dram", "array")
@@ -92,16 +94,11 @@ class LayerCost:
     cycles: int | None = None
     compute_cycles: int | None = None
     stall_cycles: int | None = None
-    traffic_bits: Mapping[str, int] = None  # type: ignore[assignment]
+    traffic_bits: Mapping[str, int] = field(default_factory=dict)
     utilization: float | None = None
     bound: str | None = None
-    buffer_bits: Mapping[str, int] = None  # type: ignore[assignment]
+    buffer_bits: Mapping[str, int] = field(default_factory=dict)
     mapping: str = ""
-
-    def __post_init__(self) -> None:
-        for key in ("traffic_bits", "buffer_bits"):
-            if getattr(self, key) is None:
-                object.__setattr__(self, key, {})
 
     @property
     def energy_pj(self) -> float:
@@ -193,7 +190,7 @@ class PackedCosts(Sequence[LayerCost]):
             stall_cycles=cycles - compute,
             traffic_bits=dict(zip(TRAFFIC, ints[first : first + len(TRAFFIC)], strict=True)),
             utilization=floats[FLOAT["utilization"]],
-            bound=BOUNDS[ints[INT["bound"]]],
+            bound=BOUNDS[ints[INT["bound"]]] if cycles else None,
             buffer_bits=dict(zip(BUFFERS, ints[used : used + len(BUFFERS)], strict=True)),
             mapping=self.describe(ints),
         )
@@ -247,9 +244,7 @@ class CostReport:
         if any(cost.energy is None for cost in self.layers):
             raise ValueError("CostReport: this hardware model gives no energy; ask for latency_s, or use a chip model.")
         parts = [cost.energy for cost in self.layers if cost.energy is not None]
-        return Energy(*(math.fsum(getattr(part, f"{name}_pj") for part in parts) for name in self.by_component_names))
-
-    by_component_names = ("compute", "sram", "dram", "leakage")
+        return Energy(*(math.fsum(getattr(part, f"{name}_pj") for part in parts) for name in COMPONENTS))
 
     @property
     def energy_j(self) -> float:
@@ -295,7 +290,7 @@ class CostReport:
     def by_component(self) -> dict[str, float]:
         """Energy in J by component."""
         energy = self.energy
-        return {name: getattr(energy, f"{name}_pj") * 1e-12 for name in self.by_component_names}
+        return {name: getattr(energy, f"{name}_pj") * 1e-12 for name in COMPONENTS}
 
     def by_layer(self) -> dict[str, LayerCost]:
         """The cost of each layer by its name."""
@@ -337,7 +332,7 @@ class CostReport:
                 "mapping": cost.mapping,
             }
             if cost.energy is not None:
-                row |= {f"{name}_pj": getattr(cost.energy, f"{name}_pj") for name in self.by_component_names}
+                row |= {f"{name}_pj": getattr(cost.energy, f"{name}_pj") for name in COMPONENTS}
                 row["energy_pj"] = cost.energy.total_pj
             row |= {f"{key}_bits": value for key, value in cost.traffic_bits.items()}
             yield row

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from hwmodels import BitFusion, InfeasibleLayer, Layer, UnsupportedLayer, Workload, estimate, networks
+from hwmodels import HARDWARE, BitFusion, InfeasibleLayer, Layer, UnsupportedLayer, Workload, estimate, networks
 from hwmodels.array import _best_handovers, sweep
 from hwmodels.cost import residency
 
@@ -97,3 +97,24 @@ def test_a_layer_without_a_tiling_names_the_buffer_and_both_sizes(
 def test_resident_operands_must_be_known() -> None:
     with pytest.raises(ValueError, match="input, output, got weights"):
         BitFusion().cost(Layer("a", 4, 4), resident=("weights",))
+
+
+@pytest.mark.parametrize("name", sorted(HARDWARE))
+def test_a_sweep_gives_what_estimate_gives_on_every_chip(name: str) -> None:
+    workload, chip = networks.resnet20(), HARDWARE[name]()
+    workload = workload.with_bits(2, 2) if name.startswith("int2") else workload
+    result, report = sweep(workload, [chip]), estimate(workload, chip)
+    assert result.latency_s[0] == pytest.approx(report.latency_s, rel=1e-12)
+    assert result.energy_j[0] == pytest.approx(report.energy_j, rel=1e-12)
+
+
+def test_a_sweep_prices_reference_chips_by_the_reference() -> None:
+    chip = BitFusion(model="reference", mapping="channel")
+    result, report = sweep(networks.resnet20(), [chip, BitFusion()]), estimate(networks.resnet20(), chip)
+    assert result.latency_s[0] == report.latency_s and result.energy_j[0] == pytest.approx(report.energy_j, rel=1e-12)
+    assert result.latency_s[1] < result.latency_s[0]
+
+
+def test_energies_must_be_all_the_prices() -> None:
+    with pytest.raises(ValueError, match=r"energies must be a BitFusionEnergies or None, got energies=3"):
+        BitFusion(energies=3)  # type: ignore[arg-type]
