@@ -234,7 +234,10 @@ def plot_layers(report: CostReport, title: str | None = None) -> NDArray[Any]:
     for ax in axes:
         _tidy(ax)
     if has_energy:
-        parts = {label: [getattr(e, f"{n}_pj") * 1e-12 for e in energies] for n, label in COMPONENTS.items()}
+        if report.energy.has_parts:
+            parts = {label: [getattr(e, f"{n}_pj") * 1e-12 for e in energies] for n, label in COMPONENTS.items()}
+        else:
+            parts = {"measured": [energy.total_pj * 1e-12 for energy in energies]}
         scale, prefix = _prefix([energy.total_pj * 1e-12 for energy in energies])
         _stack(axes[0], {n: values for n, values in parts.items() if any(values)}, scale)
         axes[0].set_ylabel(f"energy ({prefix}J)")

@@ -53,17 +53,48 @@ class Energy:
     leakage_pj: float
 
     @property
+    def has_parts(self) -> bool:
+        """Whether it is known where the energy is spent."""
+        return True
+
+    @property
     def total_pj(self) -> float:
         """Sum of the parts."""
         return self.compute_pj + self.sram_pj + self.dram_pj + self.leakage_pj
 
-    def __add__(self, other: Energy) -> Energy:
-        return Energy(
-            self.compute_pj + other.compute_pj,
-            self.sram_pj + other.sram_pj,
-            self.dram_pj + other.dram_pj,
-            self.leakage_pj + other.leakage_pj,
-        )
+    @staticmethod
+    def sum(energies: Sequence[Energy]) -> Energy:
+        """The energy of several layers together; its parts are known where all of theirs are."""
+        if all(energy.has_parts for energy in energies):
+            return Energy(*(math.fsum(getattr(energy, f"{name}_pj") for energy in energies) for name in COMPONENTS))
+        return MeasuredEnergy(math.fsum(energy.total_pj for energy in energies))
+
+
+class MeasuredEnergy(Energy):
+    """An energy of which only the total is known; its parts are nan, since unknown is never 0."""
+
+    def __init__(self, total_pj: float) -> None:
+        super().__init__(math.nan, math.nan, math.nan, math.nan)
+        object.__setattr__(self, "_total_pj", total_pj)
+
+    @property
+    def has_parts(self) -> bool:
+        """False."""
+        return False
+
+    @property
+    def total_pj(self) -> float:
+        """What was measured."""
+        return float(self._total_pj)  # type: ignore[attr-defined]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, MeasuredEnergy) and self.total_pj == other.total_pj
+
+    def __hash__(self) -> int:
+        return hash(self.total_pj)
+
+    def __repr__(self) -> str:
+        return f"MeasuredEnergy({self.total_pj!r})"
 
 
 @dataclass(frozen=True)
@@ -243,8 +274,7 @@ class CostReport:
             return Energy(*(self.layers.total(name) for name in FLOAT_COLUMNS[:4]))
         if any(cost.energy is None for cost in self.layers):
             raise ValueError("CostReport: this hardware model gives no energy; ask for latency_s, or use a chip model.")
-        parts = [cost.energy for cost in self.layers if cost.energy is not None]
-        return Energy(*(math.fsum(getattr(part, f"{name}_pj") for part in parts) for name in COMPONENTS))
+        return Energy.sum([cost.energy for cost in self.layers if cost.energy is not None])
 
     @property
     def energy_j(self) -> float:
@@ -288,8 +318,10 @@ class CostReport:
         return {key: sum(cost.traffic_bits.get(key, 0) for cost in self.layers) for key in TRAFFIC}
 
     def by_component(self) -> dict[str, float]:
-        """Energy in J by component."""
+        """Energy in J by component; empty where only totals were measured."""
         energy = self.energy
+        if not energy.has_parts:
+            return {}
         return {name: getattr(energy, f"{name}_pj") * 1e-12 for name in COMPONENTS}
 
     def by_layer(self) -> dict[str, LayerCost]:
@@ -315,6 +347,7 @@ class CostReport:
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """One flat record a layer; units are in the keys."""
+        has_parts = self._has_energy() and self.energy.has_parts
         for layer, cost in zip(self.workload.layers, self.layers, strict=True):
             row: dict[str, Any] = {
                 "layer": layer.name,
@@ -332,7 +365,8 @@ class CostReport:
                 "mapping": cost.mapping,
             }
             if cost.energy is not None:
-                row |= {f"{name}_pj": getattr(cost.energy, f"{name}_pj") for name in COMPONENTS}
+                if has_parts:
+                    row |= {f"{name}_pj": getattr(cost.energy, f"{name}_pj") for name in COMPONENTS}
                 row["energy_pj"] = cost.energy.total_pj
             row |= {f"{key}_bits": value for key, value in cost.traffic_bits.items()}
             yield row
@@ -365,8 +399,12 @@ class CostReport:
 
     def to_dataframe(self) -> Any:
         """One row a layer as a pandas DataFrame; needs pandas."""
-        import pandas as pd
-
+        try:
+            import pandas as pd
+        except ImportError:
+            raise ImportError(
+                "CostReport.to_dataframe: it needs pandas; install it, or use rows() or to_csv()."
+            ) from None
         return pd.DataFrame(list(self.rows()))
 
     def __str__(self) -> str:
@@ -417,7 +455,7 @@ class CostReport:
         lines.append(f"latency {_si(self.latency_s, 's')}   {self.frames_per_s:.4g} frames/s")
         if has_energy:
             parts = ", ".join(f"{name} {joules / self.energy_j:.1%}" for name, joules in self.by_component().items())
-            lines.append(f"energy  {_si(self.energy_j, 'J')}   ({parts})")
+            lines.append(f"energy  {_si(self.energy_j, 'J')}" + (f"   ({parts})" if parts else ""))
             lines.append(f"power   {_si(self.power_w, 'W')}   {self.tops_per_w:.4g} TOPS/W")
         if self.peak_buffer_bytes:
             lines.append(

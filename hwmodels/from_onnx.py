@@ -308,10 +308,12 @@ def _input_shapes(
         dims = [dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "?" for dim in tensor.shape.dim]
         stated = _text(dims) if tensor.HasField("shape") else "of unknown rank"
         if name not in given and (not tensor.HasField("shape") or any(isinstance(d, str) or d < 1 for d in dims)):
-            example = _text([dim if isinstance(dim, int) and dim > 0 else 1 for dim in dims] or [1, 3, 224, 224])
+            known = [dim if isinstance(dim, int) and dim > 0 else 1 for dim in dims] or [1, 3, 224, 224]
+            example, option = _text(known), ",".join(map(str, known))
             raise NetworkError(
                 f"from_onnx: the inputs of {called} must have static shapes, but input {name!r} is {stated}; give its "
-                f"shape, for instance input_shape={example if len(inputs) == 1 else f'{{{name!r}: {example}}}'}."
+                f"shape, for instance input_shape={example if len(inputs) == 1 else f'{{{name!r}: {example}}}'}"
+                + (f", or --input-shape {option}." if len(inputs) == 1 else ".")
             )
         shape = tuple(int(size) for size in given.get(name, dims))
         if min(shape, default=1) < 1 or (tensor.HasField("shape") and len(shape) != len(dims)):

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import get_args
 
-from hwmodels.cost import Energy, LayerCost, UnsupportedLayer
+from hwmodels.cost import LayerCost, MeasuredEnergy, UnsupportedLayer
 from hwmodels.workload import Layer, Op, Workload
 
 
@@ -170,7 +170,7 @@ class LookupTable:
     def _cost(self, layer: Layer) -> LayerCost:
         found = self._find(layer)
         assert found is not None  # costs() has looked
-        energy = None if found.energy_pj is None else Energy(found.energy_pj, 0.0, 0.0, 0.0)
+        energy = None if found.energy_pj is None else MeasuredEnergy(found.energy_pj)
         return LayerCost(latency_s=found.latency_s, energy=energy, mapping=f"measured as {label_of(found.key)}")
 
     @classmethod

@@ -174,3 +174,15 @@ def test_an_empty_table_is_refused():
 def test_tables_are_values():
     again = LookupTable("board", BY_NAME.measurements)
     assert again == BY_NAME and hash(again) == hash(BY_NAME) and repr(BY_NAME).startswith("LookupTable(name='board'")
+
+
+def test_a_measured_total_is_not_split_into_zeros():
+    network = networks.resnet20()
+    priced = estimate(network, BitFusion())
+    seconds = {name: cost.latency_s for name, cost in priced.by_layer().items()}
+    energies = {name: cost.energy_pj for name, cost in priced.by_layer().items()}
+    report = estimate(network, LookupTable.from_workload("board", network, seconds, energies))
+    assert report.energy_j == pytest.approx(priced.energy_j)
+    assert report.by_component() == {} and "dram" not in str(report).splitlines()[-2]
+    row = next(report.rows())
+    assert row["energy_pj"] > 0 and "compute_pj" not in row
