@@ -1,5 +1,6 @@
 """What the README shows of the command line is what the command line prints; its Python runs as doctests."""
 
+import re
 from pathlib import Path
 
 from codesign.cli import main, parser
@@ -21,7 +22,7 @@ def test_the_output_shown_is_the_output_printed(capsys):
 
 
 def test_the_commands_shown_are_lines_that_the_parser_takes():
-    lines = [line.partition("#")[0].removeprefix("$ ") for lines in code_blocks() for line in lines]
+    lines = [re.split("[#>]", line)[0].removeprefix("$ ") for lines in code_blocks() for line in lines]
     commands = [line.split() for line in lines if line.startswith("codesign ")]
     assert len(commands) >= 5
     for _, *arguments in commands:
