@@ -215,6 +215,27 @@ def _replace(whose: str, chip: Any, changes: dict[str, Any]) -> HardwareModel:
     return made
 
 
+def from_fields(whose: str, cls: type, fields: Mapping[str, Any]) -> Any:
+    """A dataclass filled from values as YAML or a command line gives them, names and types checked.
+
+    Parameters
+    ----------
+    whose : str
+        What errors begin with.
+    cls : type
+        A dataclass.
+    fields : mapping
+        Values by field; the others have their defaults.
+
+    Raises
+    ------
+    ValueError
+        For an unknown field, or a value that a field cannot have.
+    """
+    _check_names(whose, cls, fields)
+    return _validated(whose, cls, fields)
+
+
 def _validated(whose: str, cls: type, fields: Mapping[str, Any]) -> Any:
     """An instance of a dataclass from values as YAML gives them."""
     from pydantic import TypeAdapter, ValidationError

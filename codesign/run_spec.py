@@ -1,0 +1,412 @@
+"""Everything that determines a search, as a value and as the ``run.yaml`` of its directory; and a run read back."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from codesign.describe import differences
+from codesign.run_directory import Lock, RunDirectoryError, write_atomically
+from codesign.space import AbstractSpace, Arch
+from codesign.trial import LOG_NAME, Trial, best_trial, load_trials
+from hwmodels.config import CHIP_SUFFIXES, TABLE_SUFFIXES, from_fields, load_hardware
+
+if TYPE_CHECKING:
+    from codesign.data import Data
+    from codesign.problem import Problem
+    from codesign.strategies import AbstractStrategy
+    from hwmodels.cost import HardwareModel
+
+SPEC_NAME, SPEC_LOCK = "run.yaml", "run.lock"
+#: Families of spaces that a run can search.
+FAMILIES = ("mobilenetv2",)
+#: What may differ between a run and its continuation: where the data lie, and how many trials are wanted.
+FREE = ("data_dir", "trials")
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """A search, in the words of ``codesign search``.
+
+    Parameters
+    ----------
+    family : str
+        The kind of space.
+    preset : str, optional
+        Of the space; by default "tiny" for the digits and "cifar" for other images.
+    space_settings : mapping
+        Other fields of the space, such as ``width``.
+    dataset : str
+        See `codesign.data.load_data`, as for what follows.
+    data_dir : str, optional
+    n_train, n_search, n_test : int, optional
+        Sizes of the parts, all images by default.
+    hardware : str
+        A preset, a chip's YAML file, or a table of measured costs.
+    hardware_settings : mapping
+        Other values for fields of the chip.
+    hardware_choices : mapping
+        Fields of the chip that are chosen with the network, each with its values.
+    limits : tuple of str
+        Such as ``energy_j=0.4x`` (of the reference network), ``latency_s=2e-3`` or ``latency_s=2ms``.
+    objective : str
+        The metric to minimise on the search set.
+    strategy : str
+        A name in `codesign.strategies.STRATEGIES`.
+    strategy_settings : mapping
+        Its hyperparameters.
+    trials, batch_size : int
+        Candidates to evaluate, and how many at once.
+    seed : int
+    quantizer : str
+        That of the supernet.
+    supernet : str, optional
+        A run directory, or a folder or file of weights, whose supernet is taken instead of training one.
+    supernet_settings : mapping
+        Fields of `codesign.supernet.SupernetTraining`.
+
+    Raises
+    ------
+    ValueError
+        For a value out of range.
+    """
+
+    family: str = "mobilenetv2"
+    preset: str | None = None
+    space_settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    dataset: str = "digits"
+    data_dir: str | None = None
+    n_train: int | None = None
+    n_search: int | None = None
+    n_test: int | None = None
+    hardware: str = "bitfusion"
+    hardware_settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    hardware_choices: Mapping[str, tuple[Any, ...]] = field(default_factory=dict, hash=False)
+    limits: tuple[str, ...] = ()
+    objective: str = "error"
+    strategy: str = "mpnas"
+    strategy_settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    trials: int = 100
+    batch_size: int = 10
+    seed: int = 0
+    quantizer: str = "lsq"
+    supernet: str | None = None
+    supernet_settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        if self.family == "bits":
+            raise ValueError(
+                "Run: the bitwidths of a built-in network cannot be searched from the command line yet; search them in "
+                "Python with BitwidthSpace, or take --space mobilenetv2."
+            )
+        if self.family not in FAMILIES:
+            raise ValueError(f"Run: the space must be one of {', '.join(FAMILIES)}, got {self.family!r}.")
+        for name, least in (("trials", 1), ("batch_size", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"Run: {name} must be at least {least}, got {getattr(self, name)}.")
+        for name, values in self.hardware_choices.items():
+            if name in self.hardware_settings:
+                raise ValueError(f"Run: the chip's {name} must be either set or chosen, got both.")
+            if len(values) < 1:
+                raise ValueError(f"Run: the chip's {name} must have values to choose from, got none.")
+
+    # ------------------------------------------------------------------------------------------- as a file
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any], whose: str = "Run") -> RunSpec:
+        """A specification from values as YAML gives them.
+
+        Raises
+        ------
+        ValueError
+            For an unknown field, or a value that a field cannot have.
+        """
+        spec: RunSpec = from_fields(whose, cls, fields)
+        return spec
+
+    @classmethod
+    def read(cls, path: str | Path) -> RunSpec:
+        """The specification that a ``run.yaml``, or a run directory, holds.
+
+        Raises
+        ------
+        ValueError
+            For a file that is missing, is not YAML, or has unknown fields or bad values.
+        """
+        import yaml
+
+        path = Path(path)
+        path = path / SPEC_NAME if path.is_dir() else path
+        whose = f"Run {str(path)!r}"
+        try:
+            fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ValueError(f"{whose}: the file must be readable: {error.strerror}.") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"{whose}: the file must be valid YAML: {error}") from None
+        if not isinstance(fields, dict):
+            raise ValueError(f"{whose}: it must hold lines of the form field: value, got {type(fields).__name__}.")
+        hardware = fields.get("hardware")
+        if isinstance(hardware, str) and _is_file(hardware) and (path.parent / hardware).exists():
+            fields["hardware"] = str((path.parent / hardware).resolve())
+        return cls.from_fields(fields, whose)
+
+    def to_yaml(self) -> str:
+        """The text of a ``run.yaml``."""
+        import yaml
+
+        return str(yaml.safe_dump(_plain(dataclasses.asdict(self)), sort_keys=False, allow_unicode=True))
+
+    def write(self, folder: Path) -> None:
+        """Write ``run.yaml`` and, where the chip is a file, a copy of that, so that the folder is enough to repeat it.
+
+        Raises
+        ------
+        ValueError
+            Where the chip's file cannot be read.
+        """
+        spec = self
+        if _is_file(self.hardware):
+            source, copy = Path(self.hardware), folder / f"chip{Path(self.hardware).suffix}"
+            if source.resolve() != copy.resolve():
+                try:
+                    shutil.copyfile(source, copy)
+                except OSError as error:
+                    raise ValueError(f"Chip {self.hardware!r}: the file must be readable: {error.strerror}.") from None
+            spec = dataclasses.replace(self, hardware=copy.name)
+        text = f"# Repeats this run: codesign search {SPEC_NAME} --out ANOTHER_DIRECTORY\n{spec.to_yaml()}"
+        write_atomically(folder / SPEC_NAME, text.encode())
+
+    # ---------------------------------------------------------------------------------- what it stands for
+
+    def completed(self) -> RunSpec:
+        """The same with every default that another version might have otherwise written out.
+
+        Raises
+        ------
+        ValueError
+            For a space, strategy or training whose fields do not fit.
+        """
+        from codesign.supernet import SupernetTraining
+
+        training = from_fields("Supernet", SupernetTraining, self.supernet_settings)
+        return dataclasses.replace(
+            self,
+            preset=self.preset or self._preset,
+            strategy_settings=_plain(dataclasses.asdict(self.search_strategy())),
+            supernet_settings=_plain(dataclasses.asdict(training)),
+        )
+
+    def fitted(self, data: Data) -> RunSpec:
+        """The same with the network's image size, channels and classes as the data have them, where they are not set.
+
+        Raises
+        ------
+        ValueError
+            For images that are not square.
+        """
+        _, channels, height, width = data.train.images.shape
+        if height != width:
+            raise ValueError(f"Data {self.dataset!r}: images must be square for {self.family}, got {height} x {width}.")
+        classes = 1 + max(int(part.labels.max()) for part in data)
+        found = {"input_size": height, "in_channels": channels, "classes": classes}
+        return dataclasses.replace(self, space_settings={**found, **self.space_settings})
+
+    @property
+    def _preset(self) -> str:
+        return "tiny" if self.dataset == "digits" else "cifar"
+
+    def space(self) -> AbstractSpace:
+        """The space; with fields of the chip among its choices where there are ``hardware_choices``."""
+        from codesign.nets.mobilenetv2 import PRESETS, MobileNetV2Space
+
+        preset = self.preset or self._preset
+        MobileNetV2Space.preset(preset)  # says which there are
+        space: MobileNetV2Space = from_fields("Space", MobileNetV2Space, {**PRESETS[preset], **self.space_settings})
+        if not self.hardware_choices:
+            return space
+        from codesign.chip_space import ChipSpace
+
+        return ChipSpace(space, {name: tuple(values) for name, values in self.hardware_choices.items()})
+
+    def network_space(self) -> Any:
+        """The space of the network alone."""
+        return dataclasses.replace(self, hardware_choices={}).space()
+
+    def hardware_model(self) -> HardwareModel:
+        """The chip."""
+        return load_hardware(self.hardware, self.hardware_settings)
+
+    def data(self) -> Data:
+        """The images, split."""
+        from codesign.data import load_data
+
+        return load_data(self.dataset, self.data_dir, self.n_train, self.n_search, self.n_test, seed=self.seed)
+
+    def search_strategy(self) -> AbstractStrategy:
+        """The strategy with its hyperparameters.
+
+        Raises
+        ------
+        ValueError
+            For an unknown strategy or hyperparameter.
+        """
+        from codesign.strategies import STRATEGIES
+
+        if self.strategy not in STRATEGIES:
+            raise ValueError(f"Run: strategy must be one of {', '.join(STRATEGIES)}, got {self.strategy!r}.")
+        strategy: AbstractStrategy = from_fields(
+            f"Strategy {self.strategy!r}", STRATEGIES[self.strategy], self.strategy_settings
+        )
+        return strategy
+
+    def problem(self, accuracy: Any = None, supernet: Any = None) -> Problem:
+        """The problem, its limits as numbers; without an ``accuracy`` candidates can be priced and not evaluated.
+
+        Raises
+        ------
+        ValueError
+            For a limit that cannot be read.
+        """
+        from codesign.problem import Problem, parse_limits
+
+        free = Problem(
+            self.space(), accuracy or _unknown, self.hardware_model(), supernet=supernet, objective=self.objective
+        )
+        if not self.limits:
+            return free
+        space: Any = free.space
+        return dataclasses.replace(free, limits=parse_limits(self.limits, free, space.reference))
+
+
+def _unknown(arch: Arch) -> Mapping[str, float]:
+    raise ValueError("Run: this problem has no accuracy; candidates can be priced but not evaluated.")
+
+
+def _is_file(hardware: str) -> bool:
+    return Path(hardware).suffix in (*CHIP_SUFFIXES, *TABLE_SUFFIXES)
+
+
+def _plain(value: Any) -> Any:
+    """Values as YAML writes them."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+@contextlib.contextmanager
+def open_run(out: str | Path, spec: RunSpec, resume: bool) -> Iterator[Path]:
+    """A run directory that holds ``spec``, made or gone on with, and kept from other processes.
+
+    Raises
+    ------
+    RunDirectoryError
+        Where another process writes it, where it holds another specification, or where it holds this one and is not
+        to be resumed.
+    """
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = Lock(folder / SPEC_LOCK)
+    try:
+        if (folder / SPEC_NAME).exists():
+            _check_same(folder, RunSpec.read(folder), spec, resume)
+        elif (folder / LOG_NAME).exists():
+            raise RunDirectoryError(f"{folder}: it holds {LOG_NAME} but no {SPEC_NAME}; choose another directory.")
+        spec.write(folder)
+        yield folder
+    finally:
+        lock.release()
+
+
+def _check_same(folder: Path, there: RunSpec, here: RunSpec, resume: bool) -> None:
+    held, asked = (
+        {one.name: _comparable(getattr(spec, one.name), one.name) for one in dataclasses.fields(spec)}
+        for spec in (there, here)
+    )
+    changed = [line for name in held if name not in FREE for line in differences(held[name], asked[name], name)]
+    if changed:
+        raise RunDirectoryError(
+            f"{folder}: it must hold this run to be gone on with, but it differs in {'; '.join(changed)}. Choose "
+            "another directory."
+        )
+    if not resume:
+        raise RunDirectoryError(f"{folder}: it already holds this run; give --resume, or choose another directory.")
+
+
+def _comparable(value: Any, name: str) -> Any:
+    """A chip's file by what it says, the rest as it is written."""
+    if name == "hardware" and _is_file(value):
+        try:
+            return Path(value).read_bytes()
+        except OSError:
+            return value
+    return _plain(value)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A search on the disk, read back.
+
+    Parameters
+    ----------
+    spec : RunSpec
+    path : Path
+    trials : tuple of Trial
+        In order; none where the search has not come so far.
+    """
+
+    spec: RunSpec
+    path: Path
+    trials: Sequence[Trial]
+
+    @cached_property
+    def limits(self) -> dict[str, float]:
+        """The limits as numbers."""
+        return dict(self.spec.problem().limits)
+
+    def trial(self, which: str | int = "best") -> Trial:
+        """A trial by its number, or the feasible one with the lowest objective.
+
+        Raises
+        ------
+        ValueError
+            Where there is no such trial.
+        """
+        if which == "best":
+            best = best_trial(self.trials, self.spec.objective)
+            if best is None:
+                raise ValueError(
+                    f"Run {str(self.path)!r}: some trial must meet the limits and have a {self.spec.objective}, "
+                    f"but none of {len(self.trials)} does."
+                )
+            return best
+        text = str(which)
+        if not text.isdecimal() or int(text) >= len(self.trials):
+            last = f"a number from 0 to {len(self.trials) - 1}" if self.trials else "best, and there are no trials yet"
+            raise ValueError(f"Run {str(self.path)!r}: the trial must be best or {last}, got {which!r}.")
+        return self.trials[int(text)]
+
+
+def load_run(path: str | Path) -> Run:
+    """The run that a directory holds.
+
+    Raises
+    ------
+    ValueError
+        Where there is no ``run.yaml``; runs in the folders below are named.
+    """
+    folder = Path(path)
+    if not (folder / SPEC_NAME).exists():
+        inside = [str(found.parent) for found in sorted(folder.glob(f"*/{SPEC_NAME}"))]
+        hint = f"; there are runs in {', '.join(inside)}" if inside else ""
+        raise ValueError(f"Run {str(path)!r}: it must be a directory that holds {SPEC_NAME}, got none{hint}.")
+    trials = load_trials(folder) if (folder / LOG_NAME).exists() else []
+    return Run(RunSpec.read(folder), folder, tuple(trials))
