@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,9 @@ from codesign.space import AbstractSpace, Arch, Choice
 from codesign.terms import Templates, Term, Terms
 from hwmodels.graph import Activation, Graph
 from hwmodels.workload import MAX_BITS, Layer, Workload
+
+if TYPE_CHECKING:
+    from torch import nn
 
 Bits = tuple[int, ...]
 
@@ -177,7 +180,7 @@ class MobileNetV2Space(AbstractSpace):
     @cached_property
     def block_shapes(self) -> tuple[BlockShape, ...]:
         """Channels, map and stride of each block."""
-        channels, size = _scaled(self.stem_channels, self.width), -(-self.input_size // self.stem_stride)
+        channels, size = self.stem_out, -(-self.input_size // self.stem_stride)
         shapes = []
         for stage in self.stages:
             for i in range(max(1, round(stage.blocks * self.depth))):
@@ -190,22 +193,76 @@ class MobileNetV2Space(AbstractSpace):
         """The arch whose blocks are all the same."""
         return self.encode({choice.name: block for choice in self.choices})
 
+    @cached_property
+    def reference(self) -> Arch:
+        """MobileNetV2 itself at the widest bitwidth: most expansion, least kernel, a skip. Relative limits refer to it."""
+        block = Block(self.expansions[-1], self.kernel_sizes[0], self.skips[-1], self.bits[-1], self.bits[-1])
+        return self.uniform(block)
+
+    @cached_property
+    def largest(self) -> Arch:
+        """The last value of every field, everywhere."""
+        return tuple(len(self.options) - 1 for _ in self.choices)
+
+    @cached_property
+    def smallest(self) -> Arch:
+        """The first value of every field, everywhere."""
+        return tuple(0 for _ in self.choices)
+
+    @property
+    def stem_out(self) -> int:
+        """Channels that leave the stem."""
+        return _scaled(self.stem_channels, self.width)
+
+    @property
+    def head_out(self) -> int:
+        """Channels that leave the head."""
+        return _scaled(self.head_channels, max(1.0, self.width))
+
+    def blocks(self, arch: Sequence[int]) -> tuple[Block, ...]:
+        """The option taken for each block."""
+        return tuple(self.options[i] for i in self.check(arch))
+
+    def build(self, arch: Sequence[int], seed: int = 0, **quantizers: Any) -> nn.Module:
+        """The network of ``arch`` as a torch module, quantized; tracing it gives `workload`.
+
+        Parameters
+        ----------
+        arch : sequence of int
+        seed : int
+            Of the weights.
+        quantizers
+            Passed on to `codesign.quant.quantize`.
+
+        Returns
+        -------
+        nn.Module
+            Of images of shape (n, in_channels, input_size, input_size). Calibrate it before use.
+        """
+        from codesign.nets.mobilenetv2_network import MobileNetV2
+        from codesign.quant import quantize
+
+        blocks = self.blocks(arch)
+        return quantize(MobileNetV2(self, blocks, seed), self.layer_bits(arch), **quantizers)
+
+    def layer_bits(self, arch: Sequence[int]) -> dict[str, tuple[int, int]]:
+        """(weight bits, input bits) of each convolution and linear layer by its name."""
+        bits = dict.fromkeys(("stem", "head", "classifier"), (FIXED_BITS, FIXED_BITS))
+        for i, block in enumerate(self.blocks(arch)):
+            roles = ("expand", "depthwise", "project")[block.expansion == 1 :]
+            bits |= {f"blocks.{i}.{role}": (block.weight_bits, block.input_bits) for role in roles}
+        return bits
+
     def workload(self, arch: Arch) -> Workload:
         """The network with the blocks of ``arch``."""
-        blocks = [self.options[i] for i in self.check(arch)]
         graph = Graph()
         x = self._stem(graph)
-        bits: dict[str, tuple[int, int]] = {layer.name: (FIXED_BITS, FIXED_BITS) for layer in graph.layers}
-        for i, (shape, block) in enumerate(zip(self.block_shapes, blocks, strict=True)):
-            first = len(graph.layers)
+        for i, (shape, block) in enumerate(zip(self.block_shapes, self.blocks(arch), strict=True)):
             x = _add_block(graph, f"blocks.{i}", x, shape, block)
-            bits |= {layer.name: (block.weight_bits, block.input_bits) for layer in graph.layers[first:]}
-        first = len(graph.layers)
         self._head(graph, x)
-        bits |= {layer.name: (FIXED_BITS, FIXED_BITS) for layer in graph.layers[first:]}
-        network = graph.workload("mobilenetv2", self.batch)
-        weight_bits, input_bits = ({layer.name: bits[layer.name][i] for layer in network.mac_layers} for i in (0, 1))
-        return network.with_bits(weight_bits, input_bits)
+        bits = self.layer_bits(arch)
+        weight_bits, input_bits = ({name: pair[i] for name, pair in bits.items()} for i in (0, 1))
+        return graph.workload("mobilenetv2", self.batch).with_bits(weight_bits, input_bits)
 
     def terms(self, by_name: bool = False) -> Terms:
         """The layers of each block by its option and by the width at which the next block stores what leaves it.
@@ -237,10 +294,10 @@ class MobileNetV2Space(AbstractSpace):
 
     def _stem(self, graph: Graph) -> Activation:
         image = graph.input((self.batch, self.in_channels, self.input_size, self.input_size))
-        return _conv(graph, "stem", image, _scaled(self.stem_channels, self.width), 3, self.stem_stride)
+        return _conv(graph, "stem", image, self.stem_out, 3, self.stem_stride)
 
     def _head(self, graph: Graph, x: Activation) -> None:
-        x = _conv(graph, "head", x, _scaled(self.head_channels, max(1.0, self.width)), 1)
+        x = _conv(graph, "head", x, self.head_out, 1)
         x = graph.resampled("pool", "pool", x, (1, 1))
         graph.linear("classifier", x, x.shape[1], self.classes, rows=self.batch)
 
