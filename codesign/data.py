@@ -1,40 +1,233 @@
-"""Image data: the handwritten digits that come with scikit-learn, split for training, search and test."""
+"""Image data, split for training, search and test."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from codesign.data_sources import Source, from_arrays, open_source
 
 #: Number of parts that the digits are cut into; each in turn is the test set.
 N_FOLDS = 5
 
 
+#: Share of the training images that is the search set, unless a number is given.
+SEARCH_SHARE = 0.2
+
+
 class Images(NamedTuple):
     """Images and their labels."""
 
-    images: Tensor  #: float32, shape (n, channels, height, width), from 0 to 1
+    images: Tensor  #: float32, shape (n, channels, height, width)
     labels: Tensor  #: int64, shape (n,)
 
+    def to(self, device: torch.device | str) -> Images:
+        """The same on another device."""
+        return Images(self.images.to(device), self.labels.to(device))
 
-class Data(NamedTuple):
-    """Three disjoint sets: to train weights on, to make choices on, and to read once at the end."""
+
+class Scaling(NamedTuple):
+    """What was done to pixels: divided by ``largest``, then for each channel less ``mean``, over ``std``."""
+
+    largest: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """Three disjoint sets, in which order they are iterated over.
+
+    Parameters
+    ----------
+    train, search, test : Images
+        To train weights on, to make choices on, and to read once at the end.
+    scaling : Scaling, optional
+        How pixels became these images; None: they are as they were given.
+    """
 
     train: Images
     search: Images
     test: Images
+    scaling: Scaling | None = None
+
+    def __iter__(self) -> Iterator[Images]:
+        return iter((self.train, self.search, self.test))
+
+    @property
+    def classes(self) -> int:
+        """Labels are below it."""
+        return int(self.train.labels.max()) + 1
+
+    def to(self, device: torch.device | str) -> Data:
+        """The same on another device."""
+        return Data(*(part.to(device) for part in self), self.scaling)
 
     def describe(self) -> dict[str, Any]:
         """Sizes and digests of the three sets."""
         from codesign.describe import digest
 
         return {
-            name: {"n": len(part.labels), "digest": digest(part.images, part.labels)}
-            for name, part in zip(self._fields, self, strict=True)
+            name: {"n": len(part.labels), "digest": digest(part.images.cpu(), part.labels.cpu())}
+            for name, part in zip(("train", "search", "test"), self, strict=True)
         }
+
+
+def load_data(
+    source: str,
+    data_dir: str | os.PathLike[str] | None = None,
+    n_train: int | None = None,
+    n_search: int | None = None,
+    n_test: int | None = None,
+    seed: int = 0,
+    download: bool = False,
+) -> Data:
+    """Images of a data set, normalised, in three disjoint parts.
+
+    Parameters
+    ----------
+    source : str
+        "digits", a name that torchvision knows (`codesign.data_sources.TORCHVISION`), an ``.npz`` file with
+        ``x_train``, ``y_train``, ``x_test`` and ``y_test``, or a folder with ``train/CLASS/`` and ``test/CLASS/`` or
+        ``val/CLASS/``.
+    data_dir : path-like, optional
+        For a name the folder that holds torchvision's files or ``NAME.npz``; for a file or a folder what its path
+        starts from.
+    n_train, n_search, n_test : int, optional
+        Images of each part, all classes in their shares. By default a fifth of the training images is the search
+        set, all others are the training set, and all test images are the test set.
+    seed : int
+        Of the choice. With fewer images a part holds a subset of what it holds with more.
+    download : bool
+        Let torchvision get what is missing.
+
+    Raises
+    ------
+    ValueError, FileNotFoundError
+        For a source that is not known or not there, files that are not whole, arrays of a wrong shape or type,
+        labels out of range, or fewer images than are asked for.
+
+    Notes
+    -----
+    Pixels of 8 bits are divided by 255; then each channel has its mean over the training part subtracted and is
+    divided by its standard deviation there. No file of a user's is unpickled; torchvision's own pickles are compared
+    with the sums of the published files first (`codesign.data_sources.open_torchvision`).
+
+    The first images of each part are a stratified sample of it.
+    """
+    for name, n in {"n_train": n_train, "n_search": n_search, "n_test": n_test}.items():
+        if n is not None and n < 1:
+            raise ValueError(f"Data {source!r}: {name} must be at least 1, got {name}={n}.")
+    folder = None if data_dir is None else Path(data_dir).expanduser()
+    whole, held_out, classes = _digits(seed) if source == "digits" else open_source(source, folder, download)
+    _check_labels(source, whole.labels, held_out.labels, classes)
+    rng = np.random.default_rng(seed)
+    n_search = n_search or max(1, round(SEARCH_SHARE * len(whole.labels)))
+    search, train = _taken(source, "training", _stratified(whole.labels, rng), n_search, n_train)
+    (test,) = _taken(source, "test", _stratified(held_out.labels, rng), n_test)
+    absent = np.setdiff1d(whole.labels, whole.labels[train])
+    if len(absent):
+        raise ValueError(f"Data {source!r}: each class must have a training image, got none of class {absent[0]} in "
+                         f"{len(train)}; raise n_train.")  # fmt: skip
+    parts = ((whole, train), (whole, search), (held_out, test))
+    pixels = [_float_pixels(source, part, index) for part, index in parts]
+    if len({array.shape[1:] for array in pixels}) > 1:
+        raise ValueError(f"Data {source!r}: training and test images must have one shape, got {pixels[0].shape[1:]} "
+                         f"and {pixels[2].shape[1:]} (channels, height, width).")  # fmt: skip
+    mean, std = _moments(pixels[0])
+    scaling = Scaling(255.0 if _are_bytes(whole) else 1.0, tuple(map(float, mean)), tuple(map(float, std)))
+    shift, scale = (array.astype(np.float32)[:, None, None] for array in (mean, std))
+    for array in pixels:
+        array -= shift
+        array /= scale
+    images = (Images(torch.from_numpy(array), torch.from_numpy(part.labels[index]))
+              for array, (part, index) in zip(pixels, parts, strict=True))  # fmt: skip
+    return Data(*images, scaling)
+
+
+def _check_labels(source: str, train: NDArray[np.int64], test: NDArray[np.int64], classes: int | None) -> None:
+    """Labels must be 0, 1, ... without a gap, and the same in both sets."""
+    for part, labels in (("training", train), ("test", test)):
+        if not len(labels):
+            raise ValueError(f"Data {source!r}: there must be {part} images, got none.")
+    known = classes or int(train.max()) + 1
+    for part, labels in (("training", train), ("test", test)):
+        if labels.min() < 0 or labels.max() >= known:
+            odd = labels[(labels < 0) | (labels >= known)]
+            raise ValueError(f"Data {source!r}: labels of the {part} images must be from 0 to {known - 1}, got "
+                             f"{odd[0]} and {len(odd) - 1} more.")  # fmt: skip
+    counts = np.bincount(train, minlength=known) if known <= len(train) else np.zeros(1)
+    if not counts.all():
+        raise ValueError(f"Data {source!r}: each class from 0 to {known - 1} must have a training image, got none of "
+                         f"class {np.argmin(counts > 0)}; number the classes without a gap.")  # fmt: skip
+
+
+def _stratified(labels: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+    """Indices in an order of which every stretch has each class in its share, to within about one image."""
+    shuffled = rng.permutation(len(labels))
+    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    counts = np.bincount(labels)
+    starts = np.cumsum(counts) - counts
+    mine = labels[by_class]
+    quantile = (np.arange(len(labels)) - starts[mine] + rng.random(len(labels))) / counts[mine]
+    return by_class[np.argsort(quantile, kind="stable")]
+
+
+def _taken(source: str, what: str, order: NDArray[np.int64], *sizes: int | None) -> list[NDArray[np.int64]]:
+    """Consecutive stretches of an order; of the last one None is all that is left."""
+    *first, last = sizes
+    asked = sum(n or 0 for n in first) + (last or 1)
+    if asked > len(order):
+        raise ValueError(f"Data {source!r}: there must be as many {what} images as are asked for, got {asked} of "
+                         f"{len(order)}; ask for fewer.")  # fmt: skip
+    taken = []
+    for n in (*first, last or len(order)):
+        taken.append(order[:n])
+        order = order[n or 0 :]
+    return taken
+
+
+def _are_bytes(part: Source) -> bool:
+    return part.pixels(np.array([0])).dtype == np.uint8
+
+
+def _float_pixels(source: str, part: Source, index: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Pixels as float32, those of 8 bits from 0 to 1."""
+    raw = part.pixels(index)
+    pixels = np.ascontiguousarray(raw, dtype=np.float32)
+    if raw.dtype == np.uint8:
+        pixels /= 255
+    elif not np.isfinite(pixels).all():
+        raise ValueError(f"Data {source!r}: pixels must be finite, got nan or inf in {(~np.isfinite(pixels)).sum()}.")
+    return pixels if pixels is not raw else pixels.copy()
+
+
+def _moments(pixels: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and standard deviation of each channel; 1 in place of a deviation of 0."""
+    sums = np.zeros((2, pixels.shape[1]))
+    for i in range(0, len(pixels), 1000):  # a few at a time: in double precision all would take much memory
+        part = pixels[i : i + 1000].astype(np.float64)
+        sums += part.sum((0, 2, 3)), np.square(part).sum((0, 2, 3))
+    mean, square = sums / (pixels.size / pixels.shape[1])
+    variance = square - mean**2
+    return mean, np.sqrt(np.where(variance > 1e-12 * square, variance, 1))
+
+
+def _digits(seed: int) -> tuple[Source, Source, int]:
+    """The digits of `digits`, its search set among the training images."""
+    train, search, test = digits(seed)
+    pool = Images(torch.cat([train.images, search.images]), torch.cat([train.labels, search.labels]))
+    sources = (from_arrays("digits", part.images.numpy(), part.labels.numpy()) for part in (pool, test))
+    return *sources, 10
 
 
 def digits(seed: int = 0, fold: int = 0) -> Data:
