@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from codesign.pareto import hypervolume, pareto_mask, pareto_rank
+from codesign.pareto import attainment, hypervolume, pareto_mask, pareto_rank
 
 # Few distinct values, so that ties are common.
 VALUES = st.sampled_from([-1.0, 0.0, 0.5, 1.0, 2.0, 3.5, math.inf, math.nan])
@@ -89,6 +89,24 @@ def test_the_hypervolume_grows_with_points_and_is_that_of_the_front(costs):
     assert hypervolume(costs[pareto_mask(costs)], reference) == pytest.approx(volumes[-1])
 
 
+@settings(deadline=None)
+@given(clouds(FINITE, most=6), st.data())
+def test_more_is_better_is_less_of_the_negative(costs, data):
+    senses = data.draw(st.lists(st.sampled_from(["min", "max"]), min_size=costs.shape[1], max_size=costs.shape[1]))
+    signs = np.array([1 if sense == "min" else -1 for sense in senses])
+    assert (pareto_mask(costs, senses=senses) == pareto_mask(costs * signs)).all()
+    assert (pareto_rank(costs, senses=senses) == pareto_rank(costs * signs)).all()
+    reference = np.full(costs.shape[1], 1.5)
+    assert hypervolume(costs, reference, senses=senses) == hypervolume(costs * signs, reference * signs)
+
+
+@settings(deadline=None)
+@given(arrays(float, st.tuples(st.integers(0, 8), st.just(2)), elements=VALUES), arrays(float, 5, elements=FINITE))
+def test_attainment_is_the_best_at_each_place(costs, at):
+    naive = [min((y for x, y in costs if x <= place and not math.isnan(y)), default=math.inf) for place in at]
+    assert attainment(costs, at).tolist() == naive
+
+
 def test_infeasible_points_neither_show_nor_hide_others():
     costs = [[0, 0], [1, 1], [2, 0.5]]
     assert pareto_mask(costs, [False, True, True]).tolist() == [False, True, True]
@@ -110,3 +128,7 @@ def test_bad_shapes_are_named():
         hypervolume([[1, 2]], [1])
     with pytest.raises(ValueError, match="2 finite numbers"):
         hypervolume([[1, 2]], [1, math.inf])
+    with pytest.raises(ValueError, match="2 times 'min' or 'max'"):
+        pareto_mask([[1, 2]], senses=["min", "least"])
+    with pytest.raises(ValueError, match=r"shape \(n_points, 2\)"):
+        attainment([[1, 2, 3]], [1])
