@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from hwmodels.graph import Activation, Graph, NetworkError, unknown_operators_text
 from hwmodels.torch_operators import CONSTANTS, OPERATORS, PRODUCTS, Call
-from hwmodels.workload import Workload
+from hwmodels.workload import MAX_BITS, Workload
 
 logger = logging.getLogger(__name__)
 
@@ -171,7 +171,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         handler = OPERATORS.get(operator)
         if handler is None:
             self.report(func._schema.name)
+        recorded = len(self.graph.layers)
         result = handler(self, Call(operator, arguments, tensors, tuple(outputs[0].shape))) if handler else None
+        self._use_bits_of_module(recorded)
         for i, tensor in enumerate(outputs):
             if result is None or i > 0:
                 activation = self.graph.moved(sources if result is None else [result], tensor.shape)
@@ -180,6 +182,19 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._put(tensor, activation)
         if func._schema.is_mutable:
             self._write_through(outputs)
+
+    def _use_bits_of_module(self, first: int) -> None:
+        """Products recorded from ``first`` on take the bitwidths of the module that runs, where it has any."""
+        for i, layer in enumerate(self.graph.layers[first:], first):
+            if layer.is_mac:
+                weight_bits, input_bits = (
+                    bits if type(bits) is int and 1 <= bits <= MAX_BITS else own
+                    for own, bits in (
+                        (layer.weight_bits, getattr(self._running[-1], "weight_bits", None)),
+                        (layer.input_bits, getattr(self._running[-1], "input_bits", None)),
+                    )
+                )
+                self.graph.layers[i] = dataclasses.replace(layer, weight_bits=weight_bits, input_bits=input_bits)
 
     def _derive_constants(self, tensors: list[torch.Tensor], outputs: list[torch.Tensor]) -> None:
         """Constants computed from a parameter keep its name."""
@@ -287,8 +302,9 @@ def from_torch(
     Returns
     -------
     Workload
-        At 8 bits; see `Workload.with_bits`. Layers are named after the module that owns their weight, or the
-        module that runs and the operator; one that runs again is ``name@2``.
+        At 8 bits, but where the module that runs has whole numbers ``weight_bits`` and ``input_bits``, as quantized
+        layers do: then at those. See `Workload.with_bits`. Layers are named after the module that owns their weight,
+        or the module that runs and the operator; one that runs again is ``name@2``.
 
     Raises
     ------

@@ -455,6 +455,21 @@ def test_unknown_operators_can_be_left_out_and_are_reported(caplog):
     assert "aten::cumsum" in caplog.text
 
 
+def test_layers_run_at_the_bits_that_their_module_names():
+    class Quantized(nn.Conv2d):
+        weight_bits, input_bits = 2, 4
+
+        def forward(self, x):
+            return self._conv_forward((x / 0.1).round().clamp(-8, 7) * 0.1, self.weight.sign(), self.bias)
+
+    net = nn.Sequential(Quantized(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 1), Quantized(4, 2, 1))
+    net[3].input_bits, net[3].weight_bits = 32, None  # None: the module says nothing
+    workload = from_torch(net, (1, 3, 6, 6))
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 2, 1))
+    expected = from_torch(plain, (1, 3, 6, 6)).with_bits([2, 8, 8], [4, 8, 32])
+    assert [layer for layer in workload.layers if layer.is_mac] == list(expected.layers)
+
+
 def test_a_convolution_over_volumes_is_reported_and_not_left_out():
     with pytest.raises(NetworkError, match="convolution over 3 axes"):
         from_torch(nn.Sequential(nn.Conv3d(1, 2, 3)), (1, 1, 5, 5, 5))
