@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,16 +17,17 @@ from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
 from codesign.layer_table import LayerTable, layer_table
-from codesign.space import AbstractSpace, BitwidthSpace
-from codesign.terms import NotDecomposable, Terms, bitwidth_terms
+from codesign.min_sum import least
+from codesign.space import AbstractSpace, Arch, BitwidthSpace
+from codesign.terms import WORKLOAD_METRICS, NotDecomposable, Terms, bitwidth_terms
 from hwmodels.array import run_kernel, runs_kernel
 from hwmodels.cost import FLOAT, INT, HardwareModel, InfeasibleLayer, estimate
 from hwmodels.mapper import OK
 
 __all__ = ["CostTable", "CostTerm", "LayerTable", "NotDecomposable", "cost_table", "layer_table"]
 
-#: What a table holds, in the units of `CostReport`.
-METRICS = ("latency_s", "energy_j")
+#: What a table holds, in the units of `CostReport`; energy and area where the chip gives them.
+METRICS = ("latency_s", "energy_j", *WORKLOAD_METRICS, "area_mm2")
 #: Relative gap between table and simulation up to which they agree; rounding of sums leaves about 1e-15.
 TOLERANCE = 1e-9
 
@@ -50,7 +51,7 @@ class CostTable:
     option_counts : tuple of int
         Options of each choice of the space.
     metrics : tuple of str
-        What ``values`` holds: `METRICS`, or ``latency_s`` alone on a chip whose energy is unknown.
+        What ``values`` holds, of `METRICS`.
     terms : tuple of CostTerm
         What fits no tiling costs inf.
     gap : float
@@ -134,6 +135,32 @@ class CostTable:
                 others = [*weights[:axis], None, *weights[axis + 1 :]]
                 gradients[choice] += _contracted(term.values[..., column], others)[term.classes[axis]]
         return gradients
+
+    def lowest(self, weights: Mapping[str, float]) -> tuple[Arch, float]:
+        """The network with the least weighted sum of costs, exactly.
+
+        Parameters
+        ----------
+        weights : mapping of float
+            By metric; a negative one asks for the most of it.
+
+        Returns
+        -------
+        arch : tuple of int
+        cost : float
+            The weighted sum; inf where no network fits.
+
+        Raises
+        ------
+        NotDecomposable
+            Where the choices are joined too closely for an exact minimum (`codesign.min_sum.least`).
+        """
+        columns, factors = [self._column(metric) for metric in weights], []
+        for term in self.terms:
+            values = term.values[..., columns]
+            summed = np.where(np.isinf(values).any(axis=-1), np.inf, values @ np.array(list(weights.values())))
+            factors.append((term.choices, summed[np.ix_(*term.classes)] if term.choices else summed))
+        return least(self.option_counts, factors)
 
     def pairs(self, metric: str) -> tuple[NDArray[np.float64], ...]:
         """The table of a chain: T_i[option_i, option_(i+1)].
@@ -290,6 +317,8 @@ def _in_threads(
 ) -> list[tuple[slice, Any]]:
     """Run a kernel, which releases the interpreter's lock, over parts of ``n`` rows."""
     parts = [slice(i, min(i + chunk, n)) for i in range(0, n, chunk)]
+    if len(parts) == 1:
+        return [(parts[0], work(parts[0]))]
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
         return list(zip(parts, pool.map(work, parts), strict=True))
 
@@ -335,26 +364,30 @@ def cost_table(
             f"{type(space).__name__}: a cost table needs a method terms() that says which layers each choice decides."
         )
     codes, index = terms.distinct_layers()
-    costs = np.concatenate([_layer_costs(hardware, terms, codes), np.zeros((1, len(METRICS)))])  # -1: no layer, no cost
-    if np.isnan(costs).any():  # the chip gives no energy
-        costs = costs[:, :1]
-    table = CostTable(
-        space.option_counts,
-        METRICS[: costs.shape[1]],
-        tuple(
-            CostTerm(term.choices, term.classes, costs[where].sum(axis=-2))
-            for term, where in zip(terms.terms, index, strict=True)
-        ),
-    )
+    costs = np.zeros((len(codes) + 1, len(METRICS)))  # the last one is for -1: no layer, no cost
+    costs[:-1, :2] = _layer_costs(hardware, terms, codes)
+    costs[:-1, 2:-1] = terms.workload_costs(codes)
+    costs[np.isinf(costs[:, 0])] = np.inf
+    area_mm2 = getattr(hardware, "area_mm2", None)
+    known = [not np.isnan(costs[:, 1]).any() if name == "energy_j" else name != "area_mm2" or area_mm2 is not None
+             for name in METRICS]  # fmt: skip
+    sums: dict[int, NDArray[np.float64]] = {}  # equal blocks share theirs
+    for term, where in zip(terms.terms, index, strict=True):
+        sums.setdefault(id(term.layers), costs[:, known][where].sum(axis=-2))
+    cost_terms = [CostTerm(term.choices, term.classes, sums[id(term.layers)]) for term in terms.terms]
+    if known[-1]:
+        cost_terms.append(CostTerm((), (), np.eye(sum(known))[-1] * area_mm2))
+    metrics = tuple(name for name, there in zip(METRICS, known, strict=True) if there)
+    table = CostTable(space.option_counts, metrics, tuple(cost_terms))
     gap = _worst_gap(table, space, hardware, rng or np.random.default_rng(0), n_checks)
     return CostTable(table.option_counts, table.metrics, table.terms, gap)
 
 
 def _layer_costs(hardware: HardwareModel, terms: Terms, codes: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Cost of each distinct layer by `METRICS`; inf where it fits no tiling, nan where the chip gives no energy."""
+    """Seconds and joules of each distinct layer; inf where it fits no tiling, nan where the chip gives no energy."""
     if not runs_kernel(hardware):
         return np.array([_layer_cost(hardware, terms, code) for code in codes.tolist()])
-    rows, costs = terms.rows(codes), np.empty((len(codes), len(METRICS)))
+    rows, costs = terms.rows(codes), np.empty((len(codes), 2))
     nothing_resident = np.zeros(len(rows), dtype=np.int64)
 
     def part(layers: slice) -> None:
@@ -385,8 +418,8 @@ def _worst_gap(
     summed = table.price(archs) if archs else {}
     for i, arch in enumerate(archs):
         try:
-            report = estimate(space.workload(arch), hardware)
-            simulated = {metric: getattr(report, metric) for metric in table.metrics}
+            metrics = estimate(space.workload(arch), hardware).metrics()
+            simulated = {metric: metrics[metric] for metric in table.metrics}
         except InfeasibleLayer:
             simulated = dict.fromkeys(table.metrics, np.inf)
         for metric, expected in simulated.items():

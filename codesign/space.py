@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from hwmodels.cost import HardwareModel
 from hwmodels.workload import MAX_BITS, Workload
 
 #: A candidate: for each choice the index of the option taken.
@@ -44,6 +46,28 @@ class Choice:
         if len(set(self.options)) < len(self.options):
             raise ValueError(f"Choice {self.name!r}: options must differ, got {self.options}.")
 
+    @cached_property
+    def fields(self) -> tuple[tuple[Any, ...], ...]:
+        """The values of each field, where the options are all combinations of fields; else the options, as one field.
+
+        Examples
+        --------
+        >>> import itertools
+        >>> class Pair(NamedTuple):
+        ...     weight_bits: int
+        ...     input_bits: int
+        >>> Choice("fc", tuple(Pair(*pair) for pair in itertools.product((2, 4), (4, 8)))).fields
+        ((2, 4), (4, 8))
+        >>> Choice("fc", (2, 4)).fields
+        ((2, 4),)
+        """
+        first = type(self.options[0])
+        if issubclass(first, tuple) and hasattr(first, "_fields") and all(type(o) is first for o in self.options):
+            fields = tuple(tuple(sorted(set(values))) for values in zip(*self.options, strict=True))
+            if tuple(itertools.product(*fields)) == tuple(map(tuple, self.options)):
+                return fields
+        return (self.options,)
+
 
 @dataclass(frozen=True)
 class AbstractSpace(ABC):
@@ -58,10 +82,36 @@ class AbstractSpace(ABC):
     def workload(self, arch: Arch) -> Workload:
         """The network that a candidate is, as a hardware model reads it."""
 
+    def hardware(self, arch: Arch, chip: HardwareModel) -> HardwareModel:
+        """The chip that a candidate runs on: ``chip``, unless the space chooses it too."""
+        return chip
+
     @cached_property
     def option_counts(self) -> tuple[int, ...]:
         """Number of options of each choice."""
         return tuple(len(choice.options) for choice in self.choices)
+
+    @cached_property
+    def field_counts(self) -> tuple[int, ...]:
+        """Number of values of each field of each choice, one after the other; see `Choice.fields`."""
+        return tuple(len(values) for choice in self.choices for values in choice.fields)
+
+    def split(self, arch: Sequence[int]) -> tuple[int, ...]:
+        """For each field of each choice the index of its value."""
+        return tuple(
+            int(index)
+            for choice, option in zip(self.choices, arch, strict=True)
+            for index in np.unravel_index(option, [len(values) for values in choice.fields])
+        )
+
+    def join(self, indices: Sequence[int]) -> Arch:
+        """The arch that `split` gives the indices of."""
+        rest, arch = list(indices), []
+        for choice in self.choices:
+            counts = [len(values) for values in choice.fields]
+            arch.append(int(np.ravel_multi_index([int(i) for i in rest[: len(counts)]], counts)))
+            rest = rest[len(counts) :]
+        return tuple(arch)
 
     @property
     def size(self) -> int:

@@ -17,6 +17,9 @@ from hwmodels.workload import PACKED_COLUMNS, Layer, Operand, Workload, pack
 #: Entries that one term may have; beyond that, its layers depend on too many choices.
 MAX_ENTRIES = 100_000
 
+#: What a network costs on any chip, as `Workload` counts it.
+WORKLOAD_METRICS = ("macs", "bitops", "weight_bytes")
+
 _WIDTHS = ("weight_bits", "input_bits", "stored_input_bits", "output_bits")
 _FIELD = 6  # binary digits of one width, at most 32 bits
 
@@ -82,6 +85,13 @@ class Terms:
         for name, bits in zip(_WIDTHS, _widths(codes), strict=True):
             rows[:, PACKED_COLUMNS.index(name)] = bits
         return rows
+
+    def workload_costs(self, codes: NDArray[np.int64]) -> NDArray[np.float64]:
+        """`WORKLOAD_METRICS` of layers; shape (n_layers, 3)."""
+        counts = np.array([(layer.macs, layer.parameter_count) for layer in self.templates], dtype=np.float64)
+        macs, parameters = counts[codes >> (_FIELD * len(_WIDTHS))].T
+        weight_bits, input_bits, *_ = _widths(codes)
+        return np.stack([macs, macs * weight_bits * input_bits, parameters * weight_bits / 8], axis=-1)
 
     def layer(self, code: int) -> Layer:
         """One layer as a value."""

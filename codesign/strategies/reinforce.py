@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from codesign.problem import FIT, Problem
+from codesign.problem import Problem
 from codesign.run_directory import State
 from codesign.space import Arch
 from codesign.strategies.base import AbstractSampler, keep_rng, use_rng
@@ -141,15 +141,16 @@ def option_usage(problem: Problem) -> tuple[Floats, Floats]:
     counts = problem.space.option_counts
     middle = tuple(count // 2 for count in counts)
 
-    def use(arch: Arch) -> Floats:
-        priced = problem.usage(arch)
-        return np.array([2.0 if FIT in priced else priced[name] for name in problem.limits])
+    def use(archs: NDArray[np.int64]) -> Floats:
+        priced = problem.usages(archs)
+        return np.where(np.isfinite(priced), priced, 2.0)
 
-    base = use(middle)
+    base = use(np.array([middle]))[0]
     usage = np.zeros((len(base), len(counts), max(counts)))
     for i, count in enumerate(counts if len(base) else ()):
-        for option in set(range(count)) - {middle[i]}:
-            usage[:, i, option] = use((*middle[:i], option, *middle[i + 1 :])) - base
+        archs = np.repeat([middle], count, axis=0)
+        archs[:, i] = range(count)
+        usage[:, i, :count] = (use(archs) - base).T
     return usage, base
 
 

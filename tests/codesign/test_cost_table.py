@@ -10,6 +10,7 @@ import pytest
 from codesign.cost_table import METRICS, CostTable, NotDecomposable, cost_table
 from codesign.nets.mobilenetv2 import Block, MobileNetV2Space, Stage
 from codesign.space import AbstractSpace, BitwidthSpace, Choice
+from codesign.terms import WORKLOAD_METRICS
 from hwmodels import (
     HARDWARE,
     BitFusion,
@@ -38,8 +39,8 @@ def small_space(**fields):
 
 
 def simulated(space, arch, hardware=CHIP):
-    report = estimate(space.workload(arch), hardware)
-    return [report.latency_s, report.energy_j]
+    metrics = estimate(space.workload(arch), hardware).metrics()
+    return [metrics[metric] for metric in METRICS]
 
 
 def all_archs(space):
@@ -122,6 +123,27 @@ def test_pairs_are_refused_where_a_term_joins_more_than_neighbours():
     table = cost_table(BitwidthSpace(networks.resnet20(), bits=(4, 8)), CHIP, n_checks=1)
     with pytest.raises(NotDecomposable, match="joins the choices"):
         table.pairs("energy_j")
+
+
+@pytest.mark.parametrize("weights", [{"energy_j": 1.0}, {"latency_s": -1.0}, {"energy_j": 1e6, "bitops": -1e-6}])
+def test_the_lowest_cost_is_that_of_an_enumeration(small, weights):
+    space, table = small
+    archs = all_archs(space)
+    costs = table.price(archs)
+    summed = sum(weight * costs[metric] for metric, weight in weights.items())
+    arch, lowest = table.lowest(weights)
+    assert lowest == pytest.approx(summed.min(), rel=1e-12)
+    assert summed[(archs == arch).all(axis=1)] == pytest.approx(lowest, rel=1e-12)
+
+
+def test_the_lowest_cost_is_exact_where_residual_layers_join_distant_choices():
+    network = next(network for network in bitwidth_networks() if network.name == "attention")
+    space = BitwidthSpace(network, bits=(2, 8), pinned={"q": 8})
+    table = cost_table(space, CHIP, n_checks=1)
+    assert any(np.diff(term.choices).max(initial=0) > 1 for term in table.terms)
+    energies = table.price(all_archs(space))["energy_j"]
+    assert table.lowest({"energy_j": 1.0})[1] == pytest.approx(energies.min(), rel=1e-12)
+    assert -table.lowest({"energy_j": -1.0})[1] == pytest.approx(energies.max(), rel=1e-12)
 
 
 def test_expected_cost_is_the_mean_over_all_networks(small):
@@ -236,7 +258,7 @@ class Slow:
 def test_a_chip_without_energy_gives_a_table_of_latency_alone():
     space = small_space()
     table = cost_table(space, Slow())
-    assert table.metrics == ("latency_s",)
+    assert table.metrics == ("latency_s", *WORKLOAD_METRICS)
     arch = space.uniform(Block(3, 3, 1, 8, 2))
     # Outputs are 2 bits wide but those of the last block and of the head, which have 8-bit readers or none.
     wide = {"blocks.2.project", "head", "classifier"}
@@ -305,7 +327,7 @@ def test_policies_of_another_form_are_refused(small):
 
 def test_an_unknown_metric_lists_the_known_ones(small):
     with pytest.raises(ValueError, match="latency_s, energy_j"):
-        small[1].pairs("area_mm2")
+        small[1].pairs("power_w")
 
 
 def test_a_saved_table_is_the_same_table(small, tmp_path):

@@ -1,11 +1,16 @@
+import logging
 import math
+import pickle
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 from toys import Roofline, RoundingError, network, problem
 
+from codesign.nets.mobilenetv2 import MobileNetV2Space
 from codesign.problem import Problem, UnreachableLimit
 from codesign.space import BitwidthSpace
+from hwmodels import BitFusion
 
 
 def test_a_feasible_candidate_is_evaluated_and_priced():
@@ -102,3 +107,92 @@ def test_projection_keeps_a_feasible_arch_and_moves_others_no_further_than_neede
                 for i in np.flatnonzero(moved)
             ]
             assert any(not toy.feasible(b) for b in back)
+
+
+def all_archs(space):
+    return [tuple(int(i) for i in arch) for arch in np.ndindex(*space.option_counts)]
+
+
+@dataclass(frozen=True)
+class Contended(Roofline):
+    """A chip on which a network's layers share what is not simply a sum: the longest one counts twice."""
+
+    def costs(self, workload, resident=None):
+        layers = [self.cost(layer) for layer in workload.layers]
+        return [*layers, max(layers, key=lambda cost: cost.latency_s)]
+
+
+@pytest.mark.parametrize("chip", [Roofline(), Contended(), Roofline(buffer_bits=4 * 20 * 24)])
+def test_costs_are_those_of_the_simulator_with_a_table_and_without(chip):
+    space = BitwidthSpace(network(2))
+    toy = Problem(space, RoundingError(space), chip, {"edp_js": 1.0, "frames_per_s": 1.0})
+    assert (toy.table is None) == isinstance(chip, Contended)
+    archs = all_archs(space)
+    costs = toy.costs(archs)
+    for i, arch in enumerate(archs):
+        fits = toy.violations(arch).get("fit") is None
+        metrics = toy.price(arch).metrics() if fits else dict.fromkeys(costs, math.inf) | {"frames_per_s": 0.0}
+        assert {name: column[i] for name, column in costs.items()} == pytest.approx(metrics, rel=1e-12)
+        used = [math.inf] * 2 if not fits else [metrics["edp_js"], 1 / metrics["frames_per_s"]]
+        assert toy.usages([arch])[0] == pytest.approx(used, rel=1e-12)
+
+
+def test_a_cost_that_does_not_decompose_is_said_once_and_priced_one_by_one(caplog):
+    space = BitwidthSpace(network(2))
+    limit = {"latency_s": 1.1 * Problem(space, None, Contended()).reachable("latency_s").low}
+    toy = Problem(space, RoundingError(space), Contended(), limit)
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, logger="codesign.problem"):
+        rng = np.random.default_rng(0)
+        for _ in range(5):
+            assert toy.feasible(toy.project(space.sample(rng), rng))
+    (said,) = caplog.messages
+    assert "priced one by one" in said and "off by up to" in said
+
+
+def test_a_limit_that_a_network_meets_to_the_last_bit_is_met():
+    space = MobileNetV2Space.preset("tiny", bits=(2, 8))
+    free = Problem(space, None, BitFusion())
+    rng = np.random.default_rng(0)
+    archs = [space.sample(rng) for _ in range(20)]
+    for arch in archs:
+        metrics = free.price(arch).metrics()
+        for name in ("energy_j", "edp_js", "frames_per_s", "weight_bytes", "area_mm2"):
+            assert Problem(space, None, BitFusion(), {name: metrics[name]}).feasible(arch)
+        below = Problem(space, None, BitFusion(), {"energy_j": np.nextafter(metrics["energy_j"], 0)})
+        assert not below.feasible(arch)
+
+
+def test_the_witness_and_the_range_of_a_sum_are_exact():
+    space = MobileNetV2Space.preset("tiny", bits=(2, 8), kernel_sizes=(3, 5))
+    free = Problem(space, None, BitFusion())
+    archs = all_archs(space)
+    for metric, costs in free.costs(archs).items():
+        reach = free.reachable(metric)
+        assert [reach.low, reach.high] == pytest.approx([costs.min(), costs.max()], rel=1e-12)
+        if metric not in ("frames_per_s", "area_mm2"):
+            tight = Problem(space, None, BitFusion(), {metric: 1.0001 * costs.min()})
+            assert tight.feasible(tight.witness)
+
+
+def test_what_a_worker_is_sent_holds_no_table():
+    toy = problem()
+    before = len(pickle.dumps(toy))
+    assert toy.table is not None and toy.witness
+    assert len(pickle.dumps(toy)) == before
+    assert pickle.loads(pickle.dumps(toy)).evaluate(toy.witness) == toy.evaluate(toy.witness)
+
+
+def test_projection_in_the_whole_mp_nas_space_meets_three_limits_and_simulates_nothing(monkeypatch):
+    space = MobileNetV2Space.preset("cifar", width=0.25)
+    free = Problem(space, None, BitFusion())
+    limits = {name: 0.5 * free.reachable(name).high for name in ("energy_j", "latency_s", "bitops")}
+    tight = Problem(space, None, BitFusion(), limits)
+    assert tight.table is not None
+    rng = np.random.default_rng(0)
+    with monkeypatch.context() as patch:
+        patch.setattr(Problem, "price", None)
+        near = [tight.project(space.sample(rng), rng) for _ in range(10)]
+    for arch in near:
+        metrics = tight.price(arch).metrics()
+        assert all(metrics[name] <= limit for name, limit in limits.items())
