@@ -39,7 +39,7 @@ def test_front_and_dominated_points_are_drawn_apart_in_readable_units_and_infeas
     assert dominated.tolist() == [pytest.approx([3.0, 7.0])]
     assert sorted(front.tolist()) == [pytest.approx([1.0, 10.0]), pytest.approx([2.0, 5.0])]
     assert ax.get_xlabel() == "latency (ms)" and ax.get_ylabel() == "error (%)"
-    assert ax.get_legend().get_texts()[0].get_text() == "run (2 of 3 on the front)"
+    assert ax.get_legend().get_texts()[0].get_text() == "run (own front: 2 of 3)"
 
 
 def test_limits_and_further_networks_are_drawn_where_they_are():
