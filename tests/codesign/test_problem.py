@@ -154,8 +154,8 @@ def test_a_limit_that_a_network_meets_to_the_last_bit_is_met():
     space = MobileNetV2Space.preset("tiny", bits=(2, 8))
     free = Problem(space, None, BitFusion())
     rng = np.random.default_rng(0)
-    archs = [space.sample(rng) for _ in range(20)]
-    for arch in archs:
+    for _ in range(4):
+        arch = space.sample(rng)
         metrics = free.price(arch).metrics()
         for name in ("energy_j", "edp_js", "frames_per_s", "weight_bytes", "area_mm2"):
             assert Problem(space, None, BitFusion(), {name: metrics[name]}).feasible(arch)
