@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -53,6 +53,7 @@ class Choice:
         Examples
         --------
         >>> import itertools
+        >>> from typing import NamedTuple
         >>> class Pair(NamedTuple):
         ...     weight_bits: int
         ...     input_bits: int

@@ -14,6 +14,7 @@ from codesign.problem import Problem
 from codesign.run_directory import State
 from codesign.space import Arch
 from codesign.strategies.base import AbstractSampler, keep_rng, use_rng
+from codesign.strategies.policy import draw, entropy_gradient, even_logits, policy_gradient, probabilities
 from codesign.trial import Trial
 
 Floats = NDArray[np.float64]
@@ -21,7 +22,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Reinforce(AbstractSampler):
-    r"""Policy-gradient search with an independent categorical distribution for each choice.
+    r"""Policy-gradient search with an independent categorical distribution for each field of each choice.
 
     Parameters
     ----------
@@ -32,7 +33,7 @@ class Reinforce(AbstractSampler):
     decay : float
         Share of their past that the moving averages, of rewards and of squared advantages, keep at each batch.
     entropy : float
-        Weight, in advantages of typical size, of the policy's entropy (summed over choices, in nats) at the first
+        Weight, in advantages of typical size, of the policy's entropy (summed over fields, in nats) at the first
         batch.
     entropy_decay : float
         Factor on that weight at each batch.
@@ -51,7 +52,7 @@ class Reinforce(AbstractSampler):
 
     The limits also bound the policy: after each step, and before the first, it is moved to the nearest one (in
     Kullback-Leibler divergence) whose expected use of each limit is within it. That is :math:`p \propto p_\theta
-    \, e^{-\lambda c}` with the usage :math:`c` of each option, which is taken to be a sum over choices and costs
+    \, e^{-\lambda c}` with the usage :math:`c` of each value, which is taken to be a sum over fields and costs
     only a few simulations. Without it most draws are over a tight limit, and their projection, which is random,
     hides what was good about them.
 
@@ -77,13 +78,9 @@ class Reinforce(AbstractSampler):
             raise ValueError(f"Reinforce: baseline must be 'leave-one-out' or 'moving-average', got {self.baseline!r}.")
 
     def init(self, problem: Problem, rng: np.random.Generator) -> State:
-        counts = problem.space.option_counts
-        logits = np.full((len(counts), max(counts)), -np.inf)
-        for row, count in zip(logits, counts, strict=True):
-            row[:count] = 0.0
-        usage, base = option_usage(problem)
+        usage, base = value_usage(problem)
         return {
-            "logits": within_limits(logits, usage, base),
+            "logits": within_limits(even_logits(problem.space), usage, base),
             "usage": usage,
             "base": base,
             "step": 0,
@@ -96,7 +93,7 @@ class Reinforce(AbstractSampler):
     def ask(self, problem: Problem, state: State, n: int) -> tuple[list[Arch], State]:
         rng = use_rng(state)
         drawn = draw(state["logits"], n, rng)
-        archs = [problem.project(tuple(int(option) for option in arch), rng) for arch in drawn]
+        archs = [problem.project(problem.space.join(row), rng) for row in drawn]
         return archs, {**state, "rng": keep_rng(rng), "drawn": drawn}
 
     def tell(self, problem: Problem, state: State, trials: Sequence[Trial]) -> State:
@@ -128,29 +125,29 @@ class Reinforce(AbstractSampler):
         }
 
 
-def option_usage(problem: Problem) -> tuple[Floats, Floats]:
-    """How much of each limit each option uses, as a sum over choices that is exact next to a middling arch.
+def value_usage(problem: Problem) -> tuple[Floats, Floats]:
+    """How much of each limit each value of a field uses, as a sum over fields that is exact next to a middling arch.
 
     Returns
     -------
-    usage : ndarray, shape (n_limits, n_choices, n_options)
-        Change of the usage when one choice of that arch takes the option; 0 for options that are not there.
+    usage : ndarray, shape (n_limits, n_fields, n_values)
+        Change of the usage when one field of that arch takes the value; 0 for values that are not there.
     base : ndarray, shape (n_limits,)
-        The usage of that arch, so that ``base + usage[:, range(n_choices), arch].sum()`` is that of ``arch``.
+        The usage of that arch, so that ``base + usage[:, range(n_fields), indices].sum()`` is that of an arch.
     """
-    counts = problem.space.option_counts
-    middle = tuple(count // 2 for count in counts)
+    space = problem.space
+    counts = space.field_counts
+    middle = [count // 2 for count in counts]
 
-    def use(archs: NDArray[np.int64]) -> Floats:
-        priced = problem.usages(archs)
+    def use(rows: list[list[int]]) -> Floats:
+        priced = problem.usages([space.join(row) for row in rows])
         return np.where(np.isfinite(priced), priced, 2.0)
 
-    base = use(np.array([middle]))[0]
+    base = use([middle])[0]
     usage = np.zeros((len(base), len(counts), max(counts)))
     for i, count in enumerate(counts if len(base) else ()):
-        archs = np.repeat([middle], count, axis=0)
-        archs[:, i] = range(count)
-        usage[:, i, :count] = (use(archs) - base).T
+        rows = [[*middle[:i], value, *middle[i + 1 :]] for value in range(count)]
+        usage[:, i, :count] = (use(rows) - base).T
     return usage, base
 
 
@@ -159,9 +156,9 @@ def within_limits(logits: Floats, usage: Floats, base: Floats, sweeps: int = 20)
 
     Parameters
     ----------
-    logits : ndarray, shape (n_choices, n_options)
+    logits : ndarray, shape (n_fields, n_values)
     usage, base : ndarray
-        See `option_usage`.
+        See `value_usage`.
     sweeps : int
         Over the limits, each met in turn; one is exact for a single limit.
 
@@ -195,46 +192,3 @@ def _tilted(logits: Floats, costs: Floats, spare: float) -> Floats:
         middle = (low + high) / 2
         low, high = (middle, high) if over(middle) else (low, middle)
     return logits - high * costs
-
-
-def probabilities(logits: Floats) -> Floats:
-    """Softmax along the options; an option that a choice does not have is a logit of -inf.
-
-    Parameters
-    ----------
-    logits : ndarray, shape (n_choices, n_options)
-    """
-    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return weights / weights.sum(axis=1, keepdims=True)
-
-
-def draw(logits: Floats, n: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Archs drawn from the policy; shape (n, n_choices)."""
-    edges = probabilities(logits).cumsum(axis=1)
-    uniform = rng.random((n, len(logits), 1)) * edges[:, -1:]
-    return (uniform >= edges).sum(axis=2)
-
-
-def policy_gradient(logits: Floats, archs: NDArray[np.int64], advantages: Floats) -> Floats:
-    """Mean over archs of advantage times the gradient of the log-probability, which is onehot - p.
-
-    Parameters
-    ----------
-    logits : ndarray, shape (n_choices, n_options)
-    archs : ndarray of int, shape (n, n_choices)
-    advantages : ndarray, shape (n,)
-
-    Returns
-    -------
-    ndarray, shape (n_choices, n_options)
-    """
-    onehot = archs[:, :, None] == np.arange(logits.shape[1])
-    return np.einsum("n,nco->co", advantages, onehot - probabilities(logits)) / len(archs)
-
-
-def entropy_gradient(logits: Floats) -> Floats:
-    """Gradient of the summed entropy of the choices, in nats: -p (log p + H)."""
-    p = probabilities(logits)
-    log_p = np.log(np.where(p > 0, p, 1.0))
-    entropy = -(p * log_p).sum(axis=1, keepdims=True)
-    return -p * (log_p + entropy)

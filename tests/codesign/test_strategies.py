@@ -12,14 +12,8 @@ from codesign.run_directory import pack_state, unpack_state
 from codesign.search import search
 from codesign.strategies import STRATEGIES, AbstractSampler, Reinforce
 from codesign.strategies.base import keep_rng, use_rng
-from codesign.strategies.reinforce import (
-    draw,
-    entropy_gradient,
-    option_usage,
-    policy_gradient,
-    probabilities,
-    within_limits,
-)
+from codesign.strategies.policy import draw, entropy_gradient, policy_gradient, probabilities
+from codesign.strategies.reinforce import value_usage, within_limits
 from codesign.trial import Trial, best_trial
 
 SAMPLERS = [name for name, strategy in STRATEGIES.items() if issubclass(strategy, AbstractSampler)]
@@ -205,7 +199,7 @@ def test_a_policy_that_meets_its_limits_is_left_alone_and_several_limits_are_met
 
 def test_the_usage_of_options_adds_up_to_that_of_an_arch():
     toy = problem(limit=0.5)
-    usage, base = option_usage(toy)
+    usage, base = value_usage(toy)
     rng = np.random.default_rng(0)
     for _ in range(10):
         arch = toy.space.sample(rng)

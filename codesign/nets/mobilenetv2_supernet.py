@@ -1,0 +1,342 @@
+"""All networks of the MobileNetV2 space in one: shared weights, sliced for one candidate or masked for a mixture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from codesign.distributed import batch_moments
+from codesign.nets.mobilenetv2_network import initialise, pooling, skip
+from codesign.quant import UniformQuantizer, mixed_quantize
+
+if TYPE_CHECKING:
+    from codesign.nets.mobilenetv2 import Block, BlockShape, MobileNetV2Space
+
+#: For one block the weights of the values of each field of its option, in the order of `Block`.
+Relaxed = Sequence[Tensor]
+
+
+class Quantizers(nn.Module):
+    """The quantizers of one tensor, one for each bitwidth, so that no step is shared between bitwidths.
+
+    Attributes
+    ----------
+    enabled : bool
+        Where it is off the tensor stays in float.
+    seen : Tensor or None
+        What passed last while `Supernet.calibrate` looks on.
+    """
+
+    def __init__(self, bits: Sequence[int]) -> None:
+        super().__init__()
+        self.by_bits = nn.ModuleDict({str(width): UniformQuantizer(width) for width in bits})
+        self.enabled, self.watched, self.seen = False, False, None
+
+    def forward(self, x: Tensor, bits: int | Tensor) -> Tensor:
+        """The tensor at a bitwidth, or the mixture of its copies at all bitwidths with given weights."""
+        if self.watched:
+            self.seen = x.detach()
+        if not self.enabled:
+            return x
+        if isinstance(bits, Tensor):
+            return mixed_quantize(x, list(self.by_bits.values()), bits)
+        return self.by_bits[str(bits)](x)
+
+
+class SharedLayer(nn.Module):
+    """A weight of which candidates use a slice, and its quantizers; with a bias for the classifier."""
+
+    def __init__(self, shape: Sequence[int], bits: Sequence[int], groups: int = 1, bias: bool = False) -> None:
+        super().__init__()
+        self.weight, self.groups = nn.Parameter(torch.empty(*shape)), groups
+        self.bias = nn.Parameter(torch.zeros(shape[0])) if bias else None
+        self.quantizers = Quantizers(bits)
+
+
+class SharedBatchNorm(nn.Module):
+    """BatchNorm of the first channels, with statistics of its own for each width.
+
+    Scale and shift belong to a channel and are shared. While `synchronized` the moments of a batch are those over all
+    processes.
+
+    Parameters
+    ----------
+    channels : sequence of int
+        The widths, ascending.
+
+    References
+    ----------
+    Statistics of each width: Yu et al., "Slimmable neural networks", ICLR 2019, section 3.2, where scale and shift
+    are private to a width too; here a relaxed network mixes the widths, and needs one of each.
+    """
+
+    def __init__(self, channels: Sequence[int]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels[-1]))
+        self.bias = nn.Parameter(torch.zeros(channels[-1]))
+        self.statistics = nn.ModuleList(nn.BatchNorm2d(n, affine=False) for n in channels)
+
+    def forward(self, x: Tensor, width: int | None) -> Tensor:
+        """Normalise at one of the widths; None: all channels, by the moments of this batch, which are not kept."""
+        n = x.shape[1]
+        weight, bias = self.weight[:n], self.bias[:n]
+        if width is None:
+            return batch_moments(x, weight, bias, None, 0.0, 1e-5)
+        kept = self.statistics[width]
+        if not self.training:
+            return functional.batch_norm(x, kept.running_mean, kept.running_var, weight, bias, False, 0.0, kept.eps)
+        kept.num_batches_tracked.add_(1)
+        share = 1.0 / int(kept.num_batches_tracked) if kept.momentum is None else kept.momentum
+        return batch_moments(x, weight, bias, kept, share, kept.eps)
+
+
+class SharedBlock(nn.Module):
+    """An inverted residual block with all of its options."""
+
+    def __init__(self, shape: BlockShape, space: MobileNetV2Space, input_bits: Sequence[int]) -> None:
+        super().__init__()
+        self.shape, self.skips = shape, space.skips
+        self.expansions, self.kernel_sizes = space.expansions, space.kernel_sizes
+        widths = [shape.in_channels * expansion for expansion in space.expansions]
+        widest, kernel, bits = widths[-1], space.kernel_sizes[-1], space.bits
+        if widest > shape.in_channels:
+            self.expand = SharedLayer((widest, shape.in_channels, 1, 1), bits)
+            self.expand_norm = SharedBatchNorm(widths)
+            self.depthwise_inputs = Quantizers(bits)  # not signed, as the inputs of a block are
+        self.depthwise = SharedLayer((widest, 1, kernel, kernel), bits, groups=widest)
+        self.depthwise_norm = SharedBatchNorm(widths)
+        self.project = SharedLayer((shape.out_channels, widest, 1, 1), bits)
+        self.project_norm = SharedBatchNorm([shape.out_channels] * len(widths))
+        self.inputs, self.project_inputs = Quantizers(input_bits), Quantizers(bits)
+        self.pool = pooling(shape.stride)
+
+    def forward(self, x: Tensor, block: Block) -> Tensor:
+        """One option: the first channels, the centre of the kernel."""
+        width, w_bits, a_bits = self.expansions.index(block.expansion), block.weight_bits, block.input_bits
+        hidden, cut = self.shape.in_channels * block.expansion, (self.kernel_sizes[-1] - block.kernel_size) // 2
+        x = y = self.inputs(x, a_bits)
+        if block.expansion > 1:
+            y = functional.conv2d(y, self.expand.quantizers(self.expand.weight[:hidden], w_bits))
+            y = functional.relu6(self.expand_norm(y, width))
+            y = self.depthwise_inputs(y, a_bits)
+        kernel = self.depthwise.weight[:hidden, :, cut : self.kernel_sizes[-1] - cut, cut : self.kernel_sizes[-1] - cut]
+        kernel = self.depthwise.quantizers(kernel, w_bits)
+        y = functional.conv2d(y, kernel, None, self.shape.stride, block.kernel_size // 2, groups=hidden)
+        y = self.project_inputs(functional.relu6(self.depthwise_norm(y, width)), a_bits)
+        y = functional.conv2d(y, self.project.quantizers(self.project.weight[:, :hidden], w_bits))
+        y = self.project_norm(y, width)
+        return y + skip(x, self.shape.out_channels, self.pool) if block.skip else y
+
+    def soft(self, x: Tensor, relaxed: Relaxed) -> Tensor:
+        """A mixture of all options; at weights of 0 and 1 it computes what `forward` does while it trains."""
+        by_expansion, by_kernel, by_skip, w_bits, a_bits = relaxed
+        channels, kernel = self.shape.in_channels, self.kernel_sizes[-1]
+        x = y = self.inputs(x, a_bits)
+        if self.expansions[-1] > 1:
+            y = functional.conv2d(y, self.expand.quantizers(self.expand.weight, w_bits))
+            y = functional.relu6(self.expand_norm(y, None))
+            y = self.depthwise_inputs(y, a_bits)
+            if self.expansions[0] == 1:  # without an expansion the first channels are the block's input
+                first = y[:, :channels] + by_expansion[0] * (x - y[:, :channels])
+                y = torch.cat([first, y[:, channels:]], dim=1)
+        rings = _at_least(by_kernel, _rings(kernel, self.kernel_sizes, by_kernel))
+        weight = self.depthwise.quantizers(self.depthwise.weight, w_bits) * rings
+        y = functional.conv2d(y, weight, None, self.shape.stride, kernel // 2, groups=len(weight))
+        y = self.project_inputs(functional.relu6(self.depthwise_norm(y, None)), a_bits)
+        # The channel mask stands after the normalisation, which would undo it, and the quantizer: on the weights.
+        steps = torch.arange(y.shape[1], device=y.device) // channels
+        mask = _at_least(
+            by_expansion, torch.bucketize(steps, torch.tensor(self.expansions, device=y.device), right=True)
+        )
+        y = functional.conv2d(y, self.project.quantizers(self.project.weight, w_bits) * mask[:, None, None])
+        y = self.project_norm(y, None)
+        if 1 not in self.skips:
+            return y
+        return y + by_skip[self.skips.index(1)] * skip(x, self.shape.out_channels, self.pool)
+
+
+def _at_least(weights: Tensor, index: Tensor) -> Tensor:
+    """For each index the sum of the weights from it on: the weight of the options that reach so far."""
+    return weights.flip(0).cumsum(0).flip(0)[index]
+
+
+def _rings(kernel: int, kernel_sizes: Sequence[int], like: Tensor) -> Tensor:
+    """For each tap of the largest kernel the first of the kernel sizes that has it."""
+    centre = kernel // 2
+    distance = (torch.arange(kernel, device=like.device) - centre).abs()
+    reach = 2 * torch.maximum(distance[:, None], distance[None, :]) + 1
+    return torch.bucketize(reach, torch.tensor(kernel_sizes, device=like.device))
+
+
+class Supernet(nn.Module):
+    r"""Shared weights of all networks of a `MobileNetV2Space`.
+
+    Parameters
+    ----------
+    space : MobileNetV2Space
+    seed : int
+        Of the weights.
+
+    Notes
+    -----
+    A candidate *slices* the weights: the first channels, the centre of the largest kernel; so its step costs what the
+    network alone costs. A relaxed network, in which every field of an option has weights :math:`d` instead of a value,
+    *masks* them: with one convolution a layer, at the largest size, whatever the number of options. Channel :math:`c`
+    of the hidden ones has :math:`\sum_m d_m [c < m C]`, after BatchNorm; a tap of the kernel the sum over the kernel
+    sizes that have it; operands are mixtures :math:`\sum_b d_b\, q_b(x)` of quantized copies of one tensor; and the
+    skip is gated by its weight.
+
+    Steps are learned, one for each tensor and bitwidth. A block's inputs may be negative, so their quantizers are
+    signed; those behind a ReLU6 are not.
+
+    References
+    ----------
+    Gong et al., ICCAD 2019 (relaxed masks). Weight sharing by slices: Stamoulis et al., "Single-path NAS", ECML 2019,
+    for kernels; Yu et al., "Slimmable neural networks", ICLR 2019, for channels.
+    """
+
+    def __init__(self, space: MobileNetV2Space, seed: int = 0) -> None:
+        from codesign.nets.mobilenetv2 import FIXED_BITS
+
+        super().__init__()
+        self.space = space
+        fixed, shapes = (FIXED_BITS,), space.block_shapes
+        self.stem = SharedLayer((space.stem_out, space.in_channels, 3, 3), fixed)
+        self.stem_inputs, self.stem_norm = Quantizers(fixed), SharedBatchNorm([space.stem_out])
+        self.blocks = nn.ModuleList(SharedBlock(shape, space, space.bits) for shape in shapes)
+        self.head = SharedLayer((space.head_out, shapes[-1].out_channels, 1, 1), fixed)
+        self.head_inputs, self.head_norm = Quantizers(fixed), SharedBatchNorm([space.head_out])
+        self.classifier = SharedLayer((space.classes, space.head_out), fixed, bias=True)
+        self.classifier_inputs = Quantizers(fixed)
+        initialise(self, seed)
+
+    def forward(self, x: Tensor, arch: Sequence[int]) -> Tensor:
+        """Scores of one candidate; shape (n, classes)."""
+        return self._between(x, list(zip(self.blocks, self.space.blocks(arch), strict=True)))
+
+    def soft(self, x: Tensor, relaxed: Sequence[Relaxed]) -> Tensor:
+        """Scores of a relaxed network, normalised by the moments of this batch.
+
+        Parameters
+        ----------
+        x : Tensor
+        relaxed : sequence of sequence of Tensor
+            For each block and each field of `Block` weights of its values, which sum to 1.
+        """
+        return self._between(x, [(block.soft, weights) for block, weights in zip(self.blocks, relaxed, strict=True)])
+
+    def _between(self, x: Tensor, blocks: Sequence[tuple[Any, Any]]) -> Tensor:
+        from codesign.nets.mobilenetv2 import FIXED_BITS
+
+        weight = self.stem.quantizers(self.stem.weight, FIXED_BITS)
+        x = functional.conv2d(self.stem_inputs(x, FIXED_BITS), weight, None, self.space.stem_stride, 1)
+        x = functional.relu6(self.stem_norm(x, 0))
+        for block, option in blocks:
+            x = block(x, option)
+        weight = self.head.quantizers(self.head.weight, FIXED_BITS)
+        x = functional.conv2d(self.head_inputs(x, FIXED_BITS), weight)
+        x = functional.relu6(self.head_norm(x, 0)).mean(dim=(2, 3))
+        weight = self.classifier.quantizers(self.classifier.weight, FIXED_BITS)
+        return functional.linear(self.classifier_inputs(x, FIXED_BITS), weight, self.classifier.bias)
+
+    @property
+    def quantized(self) -> bool:
+        """Whether it runs with its quantizers, or in float."""
+        return self.stem_inputs.enabled
+
+    def use_quantizers(self, enabled: bool) -> None:
+        """Run with the quantizers, which need `calibrate` before, or in float."""
+        for bank in self._banks():
+            bank.enabled = enabled
+
+    def _banks(self) -> list[Quantizers]:
+        return [module for module in self.modules() if isinstance(module, Quantizers)]
+
+    @torch.no_grad()
+    def calibrate(self, images: Tensor, most_values: int = 10_000) -> None:
+        """Fit all steps to what the largest network sees in float, and run with quantizers from now on.
+
+        Parameters
+        ----------
+        images : Tensor
+            A batch from the training set.
+        most_values : int
+            Values of a tensor that its steps are fitted to.
+        """
+        arch = self.space.largest
+        training = self.training
+        self.use_quantizers(False)
+        for bank in self._banks():
+            bank.watched = True
+        self.train(False)
+        self(images, arch)
+        self.train(training)
+        for bank in self._banks():
+            values = bank.seen.flatten()
+            for quantizer in bank.by_bits.values():
+                quantizer.calibrate(values[:: max(1, values.numel() // most_values)])
+            bank.watched, bank.seen = False, None
+        self.use_quantizers(True)
+
+    def at(self, arch: Sequence[int]) -> Candidate:
+        """A candidate as a module of its own, which shares the weights."""
+        return Candidate(self, tuple(arch))
+
+    @torch.no_grad()
+    def extract(self, arch: Sequence[int]) -> nn.Module:
+        """A copy of a candidate as a plain network with quantized layers, as `MobileNetV2Space.build` makes it."""
+        network = self.space.build(arch)
+        _copy_layer(network.stem, self.stem, self.stem_inputs)
+        _copy_norm(network.stem_norm, self.stem_norm, 0)
+        for block, shared, option in zip(network.blocks, self.blocks, self.space.blocks(arch), strict=True):
+            width = self.space.expansions.index(option.expansion)
+            inputs = shared.inputs
+            if block.expanded:
+                _copy_layer(block.expand, shared.expand, inputs)
+                _copy_norm(block.expand_norm, shared.expand_norm, width)
+                inputs = shared.depthwise_inputs
+            _copy_layer(block.depthwise, shared.depthwise, inputs)
+            _copy_norm(block.depthwise_norm, shared.depthwise_norm, width)
+            _copy_layer(block.project, shared.project, shared.project_inputs)
+            _copy_norm(block.project_norm, shared.project_norm, width)
+        _copy_layer(network.head, self.head, self.head_inputs)
+        _copy_norm(network.head_norm, self.head_norm, 0)
+        _copy_layer(network.classifier, self.classifier, self.classifier_inputs)
+        return network
+
+
+class Candidate(nn.Module):
+    """One network of a supernet: a module of images alone."""
+
+    def __init__(self, supernet: Supernet, arch: tuple[int, ...]) -> None:
+        super().__init__()
+        self.supernet, self.arch = supernet, arch
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.supernet(x, self.arch)
+
+
+def _copy_layer(layer: Any, shared: SharedLayer, inputs: Quantizers) -> None:
+    """Weights and quantizers of one layer of a candidate."""
+    weight = shared.weight
+    if weight.ndim == 4:
+        rows, columns, kernel, _ = layer.weight.shape
+        cut = (weight.shape[2] - kernel) // 2
+        weight = weight[:rows, :columns, cut : cut + kernel, cut : cut + kernel]
+    layer.weight.copy_(weight)
+    if layer.bias is not None:
+        layer.bias.copy_(shared.bias)
+    for own, bank in ((layer.weight_quantizers, shared.quantizers), (layer.input_quantizers, inputs)):
+        for bits in own.keys() & bank.by_bits.keys():
+            own[bits].load_state_dict(bank.by_bits[bits].state_dict())
+
+
+def _copy_norm(norm: nn.BatchNorm2d, shared: SharedBatchNorm, width: int) -> None:
+    n = norm.num_features
+    norm.weight.copy_(shared.weight[:n])
+    norm.bias.copy_(shared.bias[:n])
+    norm.load_state_dict(shared.statistics[width].state_dict(), strict=False)

@@ -1,0 +1,421 @@
+"""Shared weights: trained once for all candidates of a space, and used to score each of them."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
+
+from codesign import distributed
+from codesign.accuracy import evaluate
+from codesign.augment import augmentation
+from codesign.data import Data, Images
+from codesign.describe import describe, digest
+from codesign.quant.convert import mode, recalibrate_batchnorm
+from codesign.run_directory import RunDirectory, State, write_atomically
+from codesign.space import AbstractSpace, Arch
+
+WEIGHTS_NAME = "weights.safetensors"
+
+
+@dataclass(frozen=True)
+class SupernetTraining:
+    """How shared weights are trained.
+
+    Parameters
+    ----------
+    float_epochs : int
+        Epochs in float, before the quantizers are calibrated.
+    epochs : int
+        Epochs with quantizers.
+    batch_size : int
+        Images of a step; over all processes together.
+    learning_rate : float
+        Its peak; it rises over the first ``warmup`` of the steps and falls to 0 on a cosine.
+    warmup : float
+    momentum, weight_decay : float
+        Of SGD with Nesterov's momentum; norms, biases and quantization steps do not decay.
+    sampling : {"uniform", "sandwich", "fair"}
+        The candidates of a step: one drawn uniformly; or the largest, the smallest and two drawn uniformly; or as
+        many as the field with most values has, among which each value of a field is equally frequent. Their
+        gradients are averaged.
+    clip_norm : float
+        Largest norm of the gradient.
+    checkpoint_steps : int
+        Steps between two checkpoints.
+
+    Raises
+    ------
+    ValueError
+        For numbers out of range or an unknown sampling.
+
+    References
+    ----------
+    Sandwich rule: Yu and Huang, "Universally slimmable networks", ICCV 2019, section 3.2. Fair sampling: Chu et al.,
+    "FairNAS", ICCV 2021, section 3.2. Uniform: Guo et al., "Single path one-shot NAS", ECCV 2020.
+    """
+
+    float_epochs: int = 2
+    epochs: int = 8
+    batch_size: int = 128
+    learning_rate: float = 0.1
+    warmup: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    sampling: Literal["uniform", "sandwich", "fair"] = "uniform"
+    clip_norm: float = 5.0
+    checkpoint_steps: int = 200
+
+    def __post_init__(self) -> None:
+        if self.sampling not in SAMPLING:
+            raise ValueError(f"SupernetTraining: sampling must be one of {', '.join(SAMPLING)}, got {self.sampling!r}.")
+        for name in ("epochs", "batch_size", "checkpoint_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"SupernetTraining: {name} must be at least 1, got {getattr(self, name)}.")
+        if self.float_epochs < 0 or not self.learning_rate > 0:
+            raise ValueError(
+                "SupernetTraining: float_epochs must not be negative and learning_rate must be positive, got "
+                f"{self.float_epochs} and {self.learning_rate}."
+            )
+
+
+def uniform(space: AbstractSpace, rng: np.random.Generator) -> list[Arch]:
+    """One candidate."""
+    return [space.sample(rng)]
+
+
+def sandwich(space: AbstractSpace, rng: np.random.Generator) -> list[Arch]:
+    """The largest, the smallest, and two more."""
+    return [space.largest, space.smallest, space.sample(rng), space.sample(rng)]  # type: ignore[attr-defined]
+
+
+def fair(space: AbstractSpace, rng: np.random.Generator) -> list[Arch]:
+    """Candidates among which each value of a field occurs equally often, up to one."""
+    counts = space.field_counts
+    n = max(counts)
+    columns = [np.concatenate([rng.permutation(count) for _ in range(-(-n // count))])[:n] for count in counts]
+    return [space.join(row) for row in np.stack(columns, axis=1)]
+
+
+SAMPLING: dict[str, Callable[[AbstractSpace, np.random.Generator], list[Arch]]] = {
+    "uniform": uniform, "sandwich": sandwich, "fair": fair,
+}  # fmt: skip
+
+
+class Stopped(FloatingPointError):
+    """Training whose loss is no longer a number."""
+
+
+class WeightTrainer:
+    """Shared weights on their way: a network, its optimiser and how far it is. Its state can be kept and given back.
+
+    Parameters
+    ----------
+    network : nn.Module
+        Trained in place. Its ``forward(images, arch)`` gives scores.
+    data : Images
+    training : SupernetTraining
+    n_steps : int
+        Over which the learning rate runs its course.
+    seed : int
+        Of the order of the images and of their augmentation, which depend on the number of the step alone.
+    """
+
+    def __init__(self, network: Any, data: Images, training: SupernetTraining, n_steps: int, seed: int) -> None:
+        self.network, self.data, self.training, self.n_steps, self.seed = network, data, training, n_steps, seed
+        self.step_number = 0
+        self.batches_per_epoch = max(1, len(data.labels) // training.batch_size)
+        self.names, parameters = zip(*network.named_parameters(), strict=True)
+        groups = [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": training.weight_decay},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.SGD(groups, lr=0.0, momentum=training.momentum, nesterov=True)
+        self._order: tuple[int, Tensor] = (-1, torch.empty(0))
+        parallel = distributed.world_size() > 1
+        self._forward = (
+            DistributedDataParallel(network, find_unused_parameters=True, broadcast_buffers=False)
+            if parallel
+            else network
+        )
+
+    def rng(self, *purpose: int) -> np.random.Generator:
+        """A generator for this step, the same in all processes."""
+        return np.random.default_rng([self.seed, self.step_number, *purpose])
+
+    def batch(self) -> Images:
+        """The images of this step that this process computes, augmented."""
+        epoch, place = divmod(self.step_number, self.batches_per_epoch)
+        if self._order[0] != epoch:
+            order = np.random.default_rng([self.seed, epoch, 1]).permutation(len(self.data.labels))
+            self._order = epoch, torch.from_numpy(order)
+        size = self.training.batch_size
+        index = self._order[1][place * size : (place + 1) * size]
+        images = augmentation(self.data.images)(self.data.images[index], self.rng(2))
+        return Images(distributed.share(images), distributed.share(self.data.labels[index]))
+
+    def step(self, archs: Sequence[Arch]) -> float:
+        """Move the weights along the mean gradient of candidates on the next batch; their mean loss.
+
+        Raises
+        ------
+        Stopped
+            Where a loss is not a number; the weights are those before the step.
+        """
+        rate = self.training.learning_rate * self._schedule()
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        images, labels = self.batch()
+        self.optimizer.zero_grad(set_to_none=True)
+        total = 0.0
+        with mode(self.network, training=True):
+            for arch in archs:
+                loss = functional.cross_entropy(self._forward(images, arch).float(), labels)
+                if not torch.isfinite(loss):
+                    raise Stopped(
+                        f"Supernet: the loss must stay finite, but is {loss.item()} at step {self.step_number} for "
+                        f"{_names(self.network.space, arch)}. The last checkpoint is kept; lower the learning rate."
+                    )
+                (loss / len(archs)).backward()
+                total += loss.item() / len(archs)
+        nn.utils.clip_grad_norm_(self.network.parameters(), self.training.clip_norm)
+        self.optimizer.step()
+        self.step_number += 1
+        return total
+
+    def _schedule(self) -> float:
+        """Linear warm-up, then a cosine to 0."""
+        progress = min(1.0, self.step_number / max(1, self.n_steps))
+        if progress < self.training.warmup:
+            return (progress + 1 / max(1, self.n_steps)) / (self.training.warmup + 1 / max(1, self.n_steps))
+        return 0.5 * (1 + math.cos(math.pi * (progress - self.training.warmup) / (1 - self.training.warmup)))
+
+    def state(self) -> State:
+        """Everything that later steps depend on."""
+        arrays = {f"weight.{name}": tensor for name, tensor in self.network.state_dict().items()}
+        by_parameter = self.optimizer.state
+        for name, parameter in self.network.named_parameters():
+            buffer = by_parameter.get(parameter, {}).get("momentum_buffer")
+            if buffer is not None:
+                arrays[f"momentum.{name}"] = buffer
+        kept = {name: tensor.detach().cpu().numpy().copy() for name, tensor in arrays.items()}
+        return {**kept, "step_number": self.step_number, "quantized": bool(self.network.quantized)}
+
+    def load(self, state: State) -> None:
+        """Go on from a state."""
+        load_weights(self.network, {n[7:]: torch.from_numpy(v) for n, v in state.items() if n.startswith("weight.")})
+        self.network.use_quantizers(bool(state["quantized"]))
+        self.step_number = int(state["step_number"])
+        for name, parameter in self.network.named_parameters():
+            kept = state.get(f"momentum.{name}")
+            if kept is not None:
+                buffer = torch.from_numpy(kept.copy()).to(parameter.device)
+                self.optimizer.state[parameter] = {"momentum_buffer": buffer}
+
+
+def _names(space: AbstractSpace, arch: Sequence[int]) -> str:
+    return ", ".join(f"{name}={tuple(v) if isinstance(v, tuple) else v}" for name, v in space.decode(arch).items())
+
+
+def load_weights(network: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Load a state dict.
+
+    Raises
+    ------
+    ValueError
+        Where names or shapes are not those of the network.
+    """
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"Supernet: the weights must be those of this space: {error}") from None
+
+
+def train_supernet(
+    network: Any,
+    data: Data,
+    training: SupernetTraining,
+    seed: int = 0,
+    out: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    progress: Callable[[int, float], object] | None = None,
+) -> None:
+    """Train shared weights in place: in float first, then calibrated and with quantizers.
+
+    Parameters
+    ----------
+    network : Supernet
+    data : Data
+        Weights are trained on ``data.train``.
+    training : SupernetTraining
+    seed : int
+    out : path-like, optional
+        Directory for checkpoints and, at the end, ``weights.safetensors``. A finished one is read back.
+    resume : bool
+        Go on with what is in ``out``. The result is that of an uninterrupted training, bit for bit on a CPU at a
+        fixed number of threads.
+    progress : callable, optional
+        Called with the number of steps that are done and the loss of the last one.
+
+    Raises
+    ------
+    Stopped
+        Where the loss is not a number; the last checkpoint stays.
+    """
+    config = {
+        "space": describe(network.space), "data": describe(data), "training": describe(training), "seed": seed,
+        "network": digest(*(t.cpu() for t in network.state_dict().values())),
+    }  # fmt: skip
+    steps_per_epoch = max(1, len(data.train.labels) // training.batch_size)
+    n_float = training.float_epochs * steps_per_epoch
+    n_steps = n_float + training.epochs * steps_per_epoch
+    trainer = WeightTrainer(network, data.train, training, n_steps, seed)
+
+    def advance(run: RunDirectory | None) -> None:
+        while trainer.step_number < n_steps:
+            if trainer.step_number >= n_float and not network.quantized:
+                network.calibrate(statistics_of(data.train))
+            archs = SAMPLING[training.sampling](network.space, trainer.rng(3))
+            loss = trainer.step(archs)
+            if run and trainer.step_number % training.checkpoint_steps == 0 and distributed.rank() == 0:
+                run.checkpoint(trainer.state(), 0)
+            if progress:
+                progress(trainer.step_number, loss)
+
+    if out is None or distributed.rank() > 0:
+        advance(None)
+        return
+    with RunDirectory(out, config, resume) as run:
+        weights = run.path / WEIGHTS_NAME
+        if weights.exists():
+            load_supernet(network, weights)
+            if progress:
+                progress(n_steps, math.nan)
+            return
+        kept = run.restore()
+        if kept:
+            trainer.load(kept[0])
+            if progress:
+                progress(trainer.step_number, math.nan)
+        advance(run)
+        save_supernet(network, weights)
+
+
+def save_supernet(network: nn.Module, path: Path) -> None:
+    """Write the weights of a supernet, quantizers and statistics too, as safetensors."""
+    from safetensors.torch import save
+
+    write_atomically(path, save({name: tensor.contiguous() for name, tensor in network.state_dict().items()}))
+
+
+def load_supernet(network: Any, path: str | os.PathLike[str]) -> None:
+    """Read what `save_supernet` wrote, and run with quantizers.
+
+    Raises
+    ------
+    ValueError
+        For a file that is damaged, or of another space.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        weights = load(Path(path).read_bytes())
+    except SafetensorError as error:
+        raise ValueError(
+            f"Supernet {str(path)!r}: it must be a safetensors file, but it is damaged ({error})."
+        ) from None
+    load_weights(network, weights)
+    network.use_quantizers(True)
+
+
+def statistics_of(data: Images, n: int = 512) -> Tensor:
+    """The images that steps and BatchNorm statistics are fitted to: the first ones of a training set."""
+    return data.images[:n]
+
+
+@dataclass(frozen=True, eq=False)
+class SupernetTask:
+    """Shared weights and what they are trained on, for strategies that train them on.
+
+    Parameters
+    ----------
+    network : Supernet
+        Strategies train a copy.
+    data : Data
+        Weights are trained on ``train``, policies on ``search``.
+    training : SupernetTraining
+    """
+
+    network: Any
+    data: Data
+    training: SupernetTraining = SupernetTraining()
+
+    def describe(self) -> dict[str, Any]:
+        """Digests of the weights and the images, and the settings."""
+        return {
+            "network": digest(*(t.cpu() for t in self.network.state_dict().values())),
+            "data": self.data.describe(),
+            "training": describe(self.training),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class SupernetAccuracy:
+    """From an arch to the error and the loss of that candidate with the shared weights.
+
+    BatchNorm statistics are recalibrated before a candidate is scored. Each is scored once; threads may score side
+    by side, each on a copy of the network of its own.
+
+    Parameters
+    ----------
+    network : Supernet
+    statistics : Tensor
+        Images for the BatchNorm statistics, from the training set.
+    data : Images
+        What candidates are scored on: the search set.
+    batch_size : int
+    """
+
+    network: Any
+    statistics: Tensor
+    data: Images
+    batch_size: int = 250
+    _known: dict[Arch, dict[str, float]] = field(default_factory=dict, repr=False)
+    _local: threading.local = field(default_factory=threading.local, repr=False)
+
+    def __call__(self, arch: Arch) -> dict[str, float]:
+        arch = tuple(arch)
+        known = self._known.get(arch)
+        if known is None:
+            if not hasattr(self._local, "network"):
+                self._local.network = copy.deepcopy(self.network)
+            candidate = self._local.network.at(arch)
+            recalibrate_batchnorm(candidate, self.statistics, self.batch_size)
+            known = self._known[arch] = evaluate(candidate, self.data)
+        return dict(known)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_local": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _local=threading.local())
+
+    def describe(self) -> dict[str, Any]:
+        """Digests of the weights and the images."""
+        return {
+            "network": digest(*(t.cpu() for t in self.network.state_dict().values())),
+            "statistics": digest(self.statistics),
+            "data": digest(*self.data),
+        }
