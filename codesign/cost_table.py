@@ -325,13 +325,14 @@ def _in_threads(
 
 def cost_table(
     space: AbstractSpace, hardware: HardwareModel, rng: np.random.Generator | None = None, n_checks: int = 20
-) -> CostTable:
+) -> Any:
     """Price every layer that the networks of a space can have, and check the sum against the simulator.
 
     Parameters
     ----------
     space : AbstractSpace
-        A `BitwidthSpace`, or a space with a method ``terms(by_name) -> Terms``.
+        A `BitwidthSpace`, a space with a method ``terms(by_name) -> Terms``, or one that makes its own table by a
+        method ``cost_table(hardware, n_checks)``, as a `codesign.chip_space.ChipSpace` does.
     hardware : HardwareModel
     rng : numpy.random.Generator, optional
         Draws the networks that are compared; None: a generator with seed 0.
@@ -354,6 +355,8 @@ def cost_table(
     >>> table.pairs("energy_j")[0].shape, table.gap < 1e-12
     ((288, 288), True)
     """
+    if hasattr(space, "cost_table"):
+        return space.cost_table(hardware, n_checks=n_checks)
     by_name = not runs_kernel(hardware)  # a chip that is known by measurements may know layers by their names
     if isinstance(space, BitwidthSpace):
         terms = bitwidth_terms(space, by_name)

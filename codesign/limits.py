@@ -7,7 +7,9 @@ import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
-from codesign.problem import FIT, Problem
+from codesign.chip_space import ChipSpace
+from codesign.problem import Problem
+from hwmodels.cost import InfeasibleLayer, estimate
 
 #: What one of a unit is in the unit of a metric.
 UNITS: dict[str, dict[str, float]] = {
@@ -33,7 +35,8 @@ def parse_limits(
     problem : Problem
         What the limits are for; its own limits do not matter.
     reference_arch : sequence of int, optional
-        None: what the space gives as its ``reference``, if it does.
+        None: what the space of networks gives as its ``reference``, if it does. Where the chip is chosen too, the
+        arch of a network alone is priced on the chip as it was given.
 
     Returns
     -------
@@ -87,16 +90,21 @@ def parse_limits(
 
 
 def _reference_metrics(text: str, problem: Problem, arch: Sequence[int] | None) -> dict[str, float]:
-    arch = getattr(problem.space, "reference", None) if arch is None else arch
+    """Metrics of the reference; where the chip is chosen too and the arch is of a network alone, on the chip given."""
+    space = problem.space
+    if isinstance(space, ChipSpace) and (arch is None or len(arch) == len(space.network_space.choices)):
+        space = space.network_space
+    arch = getattr(space, "reference", None) if arch is None else arch
     if arch is None:
         raise ValueError(
-            f"Limit {text!r}: a factor needs a network to refer to, but {type(problem.space).__name__} names none; "
+            f"Limit {text!r}: a factor needs a network to refer to, but {type(space).__name__} names none; "
             "give a value with a unit."
         )
-    arch = problem.space.check(arch)
-    if FIT in problem.usage(arch):
+    arch = space.check(arch)
+    try:
+        return estimate(space.workload(arch), space.hardware(arch, problem.hardware)).metrics()
+    except InfeasibleLayer as error:
         raise ValueError(
-            f"Limit {text!r}: a factor needs a reference that the chip can run, but a layer of it fits no tiling; "
+            f"Limit {text!r}: a factor needs a reference that the chip can run, but it cannot ({error}); "
             "give a value with a unit, or a chip with larger buffers."
-        )
-    return problem.price(arch).metrics()
+        ) from None

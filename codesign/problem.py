@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from codesign.chip_space import ChipCostTable
 from codesign.cost_table import TOLERANCE, CostTable, cost_table
 from codesign.space import AbstractSpace, Arch
 from codesign.terms import WORKLOAD_METRICS, NotDecomposable
@@ -61,8 +62,9 @@ class Problem:
     ----------
     space : AbstractSpace
     accuracy : callable
-        From an arch to its metrics, such as ``{"error": 0.02}``. It must be a function of the arch alone, so that
-        the result depends neither on the order nor on the process in which candidates are evaluated.
+        From the arch of a network (`AbstractSpace.network_arch`) to its metrics, such as ``{"error": 0.02}``. It
+        must be a function of the arch alone, so that the result depends neither on the order nor on the process in
+        which candidates are evaluated.
     hardware : HardwareModel
     limits : mapping of float
         Largest value of any metric of `CostReport.metrics` (smallest, for those of `AT_LEAST`).
@@ -122,7 +124,7 @@ class Problem:
         return tuple(self.price(archs[-1]).metrics())
 
     @cached_property
-    def table(self) -> CostTable | None:
+    def table(self) -> CostTable | ChipCostTable | None:
         """What every choice costs; None, and a warning that says why, where cost does not decompose."""
         try:
             return cost_table(self.space, self.hardware)
@@ -184,7 +186,9 @@ class Problem:
         metrics = self._simulated(arch)
         violations = _over(self._usage(metrics))
         if not violations:
-            metrics = {name: float(value) for name, value in self.accuracy(arch).items()} | metrics
+            metrics = {
+                name: float(value) for name, value in self.accuracy(self.space.network_arch(arch)).items()
+            } | metrics
             if self.objective not in metrics:
                 raise ValueError(
                     f"Problem: accuracy must give the objective {self.objective!r}, got {', '.join(metrics)}."
@@ -272,18 +276,17 @@ class Problem:
 
         Notes
         -----
-        A random path leads from ``arch`` to `witness`, moving one choice by one option at each step. Bisection
-        finds a point on it that meets the limits while the one before does not.
+        A random path leads from ``arch`` to `witness`, moving one field of one choice (`Choice.fields`) by one value
+        at each step. Bisection finds a point on it that meets the limits while the one before does not.
         """
         if self.feasible(arch):
             return arch
-        end = np.array(self.witness)
-        gaps = end - np.array(arch)
+        start = np.array(self.space.split(arch))
+        gaps = np.array(self.space.split(self.witness)) - start
         steps = rng.permutation(np.repeat(np.arange(len(gaps)), np.abs(gaps)))
 
         def point(n: int) -> Arch:
-            moved = np.bincount(steps[:n], minlength=len(gaps))
-            return tuple(int(option) for option in np.array(arch) + np.sign(gaps) * moved)
+            return self.space.join(start + np.sign(gaps) * np.bincount(steps[:n], minlength=len(gaps)))
 
         low, high = 0, len(steps)  # over a limit at low, within all at high
         while high - low > 1:
@@ -321,10 +324,12 @@ class Problem:
         ]
 
     def _lowest(self, weights: Mapping[str, float]) -> list[Arch]:
-        """The arch with the least weighted sum of metrics; empty where only a search could tell."""
+        """The arch with the least weighted sum of metrics, on each chip; empty where only a search could tell."""
         if self.table is None or not weights:
             return []
         try:
+            if isinstance(self.table, ChipCostTable):
+                return [arch for arch, _ in self.table.lowest_by_chip(weights)]
             return [self.table.lowest(weights)[0]]
         except NotDecomposable:
             return []

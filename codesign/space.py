@@ -87,6 +87,10 @@ class AbstractSpace(ABC):
         """The chip that a candidate runs on: ``chip``, unless the space chooses it too."""
         return chip
 
+    def network_arch(self, arch: Arch) -> Arch:
+        """The part of a candidate that says what the network is, which is all that its accuracy depends on."""
+        return arch
+
     @cached_property
     def option_counts(self) -> tuple[int, ...]:
         """Number of options of each choice."""
