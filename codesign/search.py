@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from codesign.describe import describe
 from codesign.problem import Problem
-from codesign.run_directory import RunDirectory, RunDirectoryError
+from codesign.run_directory import RunDirectory, RunDirectoryError, State
 from codesign.space import Arch
-from codesign.strategies.base import AbstractSampler
+from codesign.strategies.base import AbstractSampler, AbstractTrainer
 from codesign.trial import Trial
+
+Metrics = Callable[[int, Mapping[str, float]], object]
 
 
 def search(
     problem: Problem,
-    strategy: AbstractSampler,
+    strategy: AbstractSampler | AbstractTrainer,
     n_trials: int,
     seed: int = 0,
     out: str | os.PathLike[str] | None = None,
@@ -28,13 +31,14 @@ def search(
     batch_size: int = 10,
     resume: bool = False,
     progress: Callable[[Trial], object] | None = None,
+    metrics: Metrics | None = None,
 ) -> list[Trial]:
     """The trials of a search, in order.
 
     Parameters
     ----------
     problem : Problem
-    strategy : AbstractSampler
+    strategy : AbstractSampler or AbstractTrainer
     n_trials : int
         Candidates to evaluate. A run can be resumed with more.
     seed : int
@@ -50,6 +54,8 @@ def search(
         Go on with the run in ``out``, if it is there.
     progress : callable, optional
         Called with each trial in order, those of a resumed run too.
+    metrics : callable, optional
+        Called with the number of trials so far and what a trainer measured since the last ones, by name.
 
     Raises
     ------
@@ -82,12 +88,19 @@ def search(
         state, told = (run.restore() if run else None) or (strategy.init(problem, np.random.default_rng(seed)), 0)
         for trial in logged[: min(told, n_trials)]:
             trials.append(_report(trial, progress))
+        if len(trials) == n_trials:
+            return trials
+        at_work = (
+            _Training(strategy, problem, state, metrics)
+            if isinstance(strategy, AbstractTrainer)
+            else _Sampling(strategy, problem, state)
+        )
         while len(trials) < n_trials:
-            archs, state = strategy.ask(problem, state, batch_size)
+            archs, problem_now = at_work.ask(batch_size, len(trials))
             batch = archs[: n_trials - len(trials)]
             known = logged[len(trials) : len(trials) + len(batch)]
             _check_replay(known, batch, out)
-            fresh = _evaluated(problem, batch[len(known) :], len(trials) + len(known), int(seed), executor)
+            fresh = _evaluated(problem_now, batch[len(known) :], len(trials) + len(known), int(seed), executor)
             for trial in known:
                 trials.append(_report(trial, progress))
             for trial in fresh:
@@ -95,10 +108,46 @@ def search(
                     run.log.append(trial)
                 trials.append(_report(trial, progress))
             if len(batch) == batch_size:
-                state = strategy.tell(problem, state, trials[-batch_size:])
+                at_work.tell(trials[-batch_size:])
                 if run:
-                    run.checkpoint(state, len(trials))
+                    run.checkpoint(at_work.state(), len(trials))
     return trials
+
+
+class _Sampling:
+    """A sampler and its state."""
+
+    def __init__(self, strategy: AbstractSampler, problem: Problem, state: State) -> None:
+        self.strategy, self.problem, self._state = strategy, problem, state
+
+    def ask(self, n: int, number: int) -> tuple[list[Arch], Problem]:
+        archs, self._state = self.strategy.ask(self.problem, self._state, n)
+        return archs, self.problem
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        self._state = self.strategy.tell(self.problem, self._state, trials)
+
+    def state(self) -> State:
+        return self._state
+
+
+class _Training:
+    """A trainer at work; what it offers is evaluated with its weights of that moment."""
+
+    def __init__(self, strategy: AbstractTrainer, problem: Problem, state: State, metrics: Metrics | None) -> None:
+        self.training, self.problem, self.metrics = strategy.start(problem, state), problem, metrics
+
+    def ask(self, n: int, number: int) -> tuple[list[Arch], Problem]:
+        means = self.training.advance()
+        if self.metrics:
+            self.metrics(number, means)
+        return self.training.offer(n), replace(self.problem, accuracy=self.training.accuracy())
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        pass
+
+    def state(self) -> State:
+        return self.training.state()
 
 
 def _report(trial: Trial, progress: Callable[[Trial], object] | None) -> Trial:

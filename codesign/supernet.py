@@ -36,7 +36,8 @@ class SupernetTraining:
     Parameters
     ----------
     float_epochs : int
-        Epochs in float, before the quantizers are calibrated.
+        Epochs in float, before the quantizers are calibrated. They begin with the largest network; the probability that
+        a field is drawn rises from 0 to 1, so that small networks, and those without skips, find weights that work.
     epochs : int
         Epochs with quantizers.
     batch_size : int
@@ -63,7 +64,8 @@ class SupernetTraining:
     References
     ----------
     Sandwich rule: Yu and Huang, "Universally slimmable networks", ICCV 2019, section 3.2. Fair sampling: Chu et al.,
-    "FairNAS", ICCV 2021, section 3.2. Uniform: Guo et al., "Single path one-shot NAS", ECCV 2020.
+    "FairNAS", ICCV 2021, section 3.2. Uniform: Guo et al., "Single path one-shot NAS", ECCV 2020. From large to small:
+    Cai et al., "Once-for-all", ICLR 2020, section 3.3.
     """
 
     float_epochs: int = 2
@@ -90,27 +92,30 @@ class SupernetTraining:
             )
 
 
-def uniform(space: AbstractSpace, rng: np.random.Generator) -> list[Arch]:
-    """One candidate."""
-    return [space.sample(rng)]
+def uniform(space: AbstractSpace, rng: np.random.Generator, freedom: float = 1.0) -> list[Arch]:
+    """One candidate, each field of which is drawn with a probability, and else has its last value."""
+    counts = np.array(space.field_counts)
+    drawn, last = rng.integers(counts), counts - 1
+    return [space.join(np.where(rng.random(len(counts)) < freedom, drawn, last))]
 
 
-def sandwich(space: AbstractSpace, rng: np.random.Generator) -> list[Arch]:
-    """The largest, the smallest, and two more."""
-    return [space.largest, space.smallest, space.sample(rng), space.sample(rng)]  # type: ignore[attr-defined]
+def sandwich(space: AbstractSpace, rng: np.random.Generator, freedom: float = 1.0) -> list[Arch]:
+    """The largest and the smallest, of last and of first values, and two more."""
+    ends = [space.join([count - 1 for count in space.field_counts]), space.join([0] * len(space.field_counts))]
+    return [*ends, *(uniform(space, rng, freedom)[0] for _ in range(2))]
 
 
-def fair(space: AbstractSpace, rng: np.random.Generator) -> list[Arch]:
+def fair(space: AbstractSpace, rng: np.random.Generator, freedom: float = 1.0) -> list[Arch]:
     """Candidates among which each value of a field occurs equally often, up to one."""
     counts = space.field_counts
     n = max(counts)
     columns = [np.concatenate([rng.permutation(count) for _ in range(-(-n // count))])[:n] for count in counts]
-    return [space.join(row) for row in np.stack(columns, axis=1)]
+    rows = np.stack(columns, axis=1)
+    rows = np.where(rng.random(rows.shape) < freedom, rows, np.array(counts) - 1)
+    return [space.join(row) for row in rows]
 
 
-SAMPLING: dict[str, Callable[[AbstractSpace, np.random.Generator], list[Arch]]] = {
-    "uniform": uniform, "sandwich": sandwich, "fair": fair,
-}  # fmt: skip
+SAMPLING: dict[str, Callable[..., list[Arch]]] = {"uniform": uniform, "sandwich": sandwich, "fair": fair}
 
 
 class Stopped(FloatingPointError):
@@ -286,7 +291,8 @@ def train_supernet(
         while trainer.step_number < n_steps:
             if trainer.step_number >= n_float and not network.quantized:
                 network.calibrate(statistics_of(data.train))
-            archs = SAMPLING[training.sampling](network.space, trainer.rng(3))
+            freedom = min(1.0, trainer.step_number / n_float) if n_float else 1.0
+            archs = SAMPLING[training.sampling](network.space, trainer.rng(3), freedom)
             loss = trainer.step(archs)
             if run and trainer.step_number % training.checkpoint_steps == 0 and distributed.rank() == 0:
                 run.checkpoint(trainer.state(), 0)

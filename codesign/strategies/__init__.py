@@ -1,10 +1,25 @@
 """Search strategies. Adding one is a file here and a line in `STRATEGIES`."""
 
-from codesign.strategies.base import AbstractSampler, AbstractStrategy
+from codesign.strategies.base import AbstractSampler, AbstractStrategy, AbstractTrainer
+from codesign.strategies.mpnas import MPNAS, Gumbel
 from codesign.strategies.random import Random
 from codesign.strategies.reinforce import Reinforce
 
 #: By name, for the command line and the contract tests.
-STRATEGIES: dict[str, type[AbstractStrategy]] = {"random": Random, "reinforce": Reinforce}
+STRATEGIES: dict[str, type[AbstractStrategy]] = {
+    "mpnas": MPNAS,
+    "gumbel": Gumbel,
+    "reinforce": Reinforce,
+    "random": Random,
+}
 
-__all__ = ["STRATEGIES", "AbstractSampler", "AbstractStrategy", "Random", "Reinforce"]
+__all__ = [
+    "MPNAS",
+    "STRATEGIES",
+    "AbstractSampler",
+    "AbstractStrategy",
+    "AbstractTrainer",
+    "Gumbel",
+    "Random",
+    "Reinforce",
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,9 +23,8 @@ class AbstractStrategy(ABC):
     (`keep_rng`, `use_rng`); so it can be written after any step and read back, and a search that was killed goes on
     to the result of one that was not. A strategy never changes a state that it was given.
 
-    There are two kinds. A *sampler* (`AbstractSampler`) is asked for archs and told their trials. A *trainer* has
-    ``step(problem, state) -> state``, which trains shared weights and a policy together for one step, and
-    ``offer(problem, state) -> archs``, the candidates that it would have evaluated now.
+    There are two kinds. A *sampler* (`AbstractSampler`) is asked for archs and told their trials. A *trainer*
+    (`AbstractTrainer`) trains weights and a policy, and offers archs to be evaluated between.
     """
 
     @abstractmethod
@@ -47,6 +46,35 @@ class AbstractSampler(AbstractStrategy):
     @abstractmethod
     def tell(self, problem: Problem, state: State, trials: Sequence[Trial]) -> State:
         """The state after the trials of the archs last asked for, in their order."""
+
+
+class AbstractTraining(ABC):
+    """A trainer at work. It holds networks and optimisers, and changes them; `state` says where it is."""
+
+    @abstractmethod
+    def advance(self) -> dict[str, float]:
+        """Train up to the next offer; means of what was measured on the way, by name."""
+
+    @abstractmethod
+    def offer(self, n: int) -> list[Arch]:
+        """The ``n`` archs that it would have evaluated now, within the limits."""
+
+    @abstractmethod
+    def accuracy(self) -> Callable[[Arch], Mapping[str, float]]:
+        """What an arch is worth with the weights as they are now."""
+
+    @abstractmethod
+    def state(self) -> State:
+        """All that later steps depend on, as `AbstractTrainer.start` takes it."""
+
+
+@dataclass(frozen=True)
+class AbstractTrainer(AbstractStrategy):
+    """A strategy that trains weights which candidates share, and with them what it knows of candidates."""
+
+    @abstractmethod
+    def start(self, problem: Problem, state: State) -> AbstractTraining:
+        """Go on from a state: that of `init`, or one that was kept."""
 
 
 def keep_rng(rng: np.random.Generator) -> dict[str, Any]:
