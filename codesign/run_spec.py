@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 SPEC_NAME, SPEC_LOCK = "run.yaml", "run.lock"
 #: Families of spaces that a run can search.
 FAMILIES = ("mobilenetv2",)
+#: Folders above a run in which a supernet is still taken to move along with it.
+MOST_UP = 2
 #: What may differ between a run and its continuation: where the data lie, and how many trials are wanted.
 FREE = ("data_dir", "trials")
 
@@ -64,8 +67,6 @@ class RunSpec:
     trials, batch_size : int
         Candidates to evaluate, and how many at once.
     seed : int
-    quantizer : str
-        That of the supernet.
     supernet : str, optional
         A run directory, or a folder or file of weights, whose supernet is taken instead of training one.
     supernet_settings : mapping
@@ -95,26 +96,25 @@ class RunSpec:
     trials: int = 100
     batch_size: int = 10
     seed: int = 0
-    quantizer: str = "lsq"
     supernet: str | None = None
     supernet_settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if self.family == "bits":
             raise ValueError(
-                "Run: the bitwidths of a built-in network cannot be searched from the command line yet; search them in "
+                "the bitwidths of a built-in network cannot be searched from the command line yet; search them in "
                 "Python with BitwidthSpace, or take --space mobilenetv2."
             )
         if self.family not in FAMILIES:
-            raise ValueError(f"Run: the space must be one of {', '.join(FAMILIES)}, got {self.family!r}.")
+            raise ValueError(f"the space must be one of {', '.join(FAMILIES)}, got {self.family!r}.")
         for name, least in (("trials", 1), ("batch_size", 1), ("seed", 0)):
             if getattr(self, name) < least:
-                raise ValueError(f"Run: {name} must be at least {least}, got {getattr(self, name)}.")
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}.")
         for name, values in self.hardware_choices.items():
             if name in self.hardware_settings:
-                raise ValueError(f"Run: the chip's {name} must be either set or chosen, got both.")
+                raise ValueError(f"the chip's {name} must be either set or chosen, got both.")
             if len(values) < 1:
-                raise ValueError(f"Run: the chip's {name} must have values to choose from, got none.")
+                raise ValueError(f"the chip's {name} must have values to choose from, got none.")
 
     # ------------------------------------------------------------------------------------------- as a file
 
@@ -155,6 +155,9 @@ class RunSpec:
         hardware = fields.get("hardware")
         if isinstance(hardware, str) and _is_file(hardware) and (path.parent / hardware).exists():
             fields["hardware"] = str((path.parent / hardware).resolve())
+        supernet = fields.get("supernet")
+        if isinstance(supernet, str) and (path.parent / supernet).exists():
+            fields["supernet"] = str((path.parent / supernet).resolve())
         return cls.from_fields(fields, whose)
 
     def to_yaml(self) -> str:
@@ -179,7 +182,10 @@ class RunSpec:
                     shutil.copyfile(source, copy)
                 except OSError as error:
                     raise ValueError(f"Chip {self.hardware!r}: the file must be readable: {error.strerror}.") from None
-            spec = dataclasses.replace(self, hardware=copy.name)
+            spec = dataclasses.replace(spec, hardware=copy.name)
+        if self.supernet and Path(self.supernet).exists():  # a front's, which may be moved as a whole
+            near = os.path.relpath(Path(self.supernet).resolve(), folder.resolve())
+            spec = dataclasses.replace(spec, supernet=near if near.count("..") <= MOST_UP else self.supernet)
         text = f"# Repeats this run: codesign search {SPEC_NAME} --out ANOTHER_DIRECTORY\n{spec.to_yaml()}"
         write_atomically(folder / SPEC_NAME, text.encode())
 
@@ -214,8 +220,7 @@ class RunSpec:
         _, channels, height, width = data.train.images.shape
         if height != width:
             raise ValueError(f"Data {self.dataset!r}: images must be square for {self.family}, got {height} x {width}.")
-        classes = 1 + max(int(part.labels.max()) for part in data)
-        found = {"input_size": height, "in_channels": channels, "classes": classes}
+        found = {"input_size": height, "in_channels": channels, "classes": data.classes}
         return dataclasses.replace(self, space_settings={**found, **self.space_settings})
 
     @property
@@ -274,15 +279,15 @@ class RunSpec:
         ValueError
             For a limit that cannot be read.
         """
-        from codesign.problem import Problem, parse_limits
+        from codesign.limits import parse_limits
+        from codesign.problem import Problem
 
         free = Problem(
             self.space(), accuracy or _unknown, self.hardware_model(), supernet=supernet, objective=self.objective
         )
         if not self.limits:
             return free
-        space: Any = free.space
-        return dataclasses.replace(free, limits=parse_limits(self.limits, free, space.reference))
+        return dataclasses.replace(free, limits=parse_limits(self.limits, free))
 
 
 def _unknown(arch: Arch) -> Mapping[str, float]:

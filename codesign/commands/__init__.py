@@ -1,5 +1,5 @@
 """One file a command: its arguments, and what it calls and prints."""
 
-from codesign.commands import compare, estimate, hardware, pareto, quickstart, table
+from codesign.commands import compare, estimate, hardware, pareto, quickstart, space, table
 
-COMMANDS = (quickstart, estimate, compare, table, hardware, pareto)
+COMMANDS = (quickstart, estimate, compare, table, hardware, space, pareto)

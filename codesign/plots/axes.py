@@ -1,10 +1,9 @@
-"""What all plots share: colours, names and units of metrics, axes, and the marks of limits."""
+"""What all plots share: colours, axes, and the marks of limits."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,40 +14,6 @@ if TYPE_CHECKING:
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 GREY = "#666666"
-
-#: What a metric is called on an axis, and its unit; a unit that takes SI prefixes begins with "*".
-LABELS = {
-    "error": ("error", "%"),
-    "loss": ("loss", "nats"),
-    "latency_s": ("latency", "*s"),
-    "energy_j": ("energy", "*J"),
-    "edp_js": ("energy-delay product", "*J s"),
-    "frames_per_s": ("throughput", "*frames/s"),
-    "area_mm2": ("area", "mm²"),
-    "macs": ("multiply-accumulates", "*MAC"),
-    "bitops": ("bit operations", "*BitOP"),
-    "weight_bytes": ("weights", "*B"),
-}
-_PREFIXES = {-12: "p", -9: "n", -6: "µ", -3: "m", 0: "", 3: "k", 6: "M", 9: "G", 12: "T"}
-
-
-def scaled(metric: str, values: Any) -> tuple[float, str]:
-    """The factor that brings values of a metric to a readable size, and the axis label that goes with it."""
-    name, unit = LABELS.get(metric, (metric, ""))
-    if unit == "%":
-        return 100.0, f"{name} (%)"
-    if not unit.startswith("*"):
-        return 1.0, f"{name} ({unit})" if unit else name
-    factor, prefix = prefixed(values)
-    return factor, f"{name} ({prefix}{unit[1:]})"
-
-
-def prefixed(values: Any) -> tuple[float, str]:
-    """The power of ten that brings values to a readable size, and the SI prefix that goes with it."""
-    sizes = np.abs(np.asarray(values, dtype=float))
-    sizes = sizes[np.isfinite(sizes) & (sizes > 0)]
-    exponent = 0 if not len(sizes) else int(np.clip(3 * math.floor(math.log10(sizes.max()) / 3), -12, 12))
-    return 10.0**-exponent, _PREFIXES[exponent]
 
 
 def axes_of(ax: Axes | None, size: tuple[float, float]) -> Axes:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from codesign.metrics import scaled
 from codesign.pareto import attainment, pareto_mask
-from codesign.plots.axes import COLORS, GREY, MARKERS, Limits, axes_of, draw_limits, scaled, tidy
+from codesign.plots.axes import COLORS, GREY, MARKERS, Limits, axes_of, draw_limits, tidy
 from codesign.trial import Trial
 
 if TYPE_CHECKING:
@@ -38,8 +39,9 @@ def plot_pareto(
     ----------
     runs : mapping
         Trials by the name of their run; or, by the name of a strategy, a list of runs with different seeds. Of these
-        the median attainment is drawn as steps, its spread (range, or quartiles of five or more) as a band, and the
-        points of each seed's front small. Infeasible trials, and those that lack a metric, are left out.
+        the median attainment is drawn as steps, its spread (range, or quartiles of five or more) as a band where all
+        of that have attained something, and the points of each seed's front small. Infeasible trials, and those that
+        lack a metric, are left out.
     x, y : str
         Metrics; less is better. The front is that of these two.
     color : str, optional
@@ -106,7 +108,7 @@ def plot_front_grid(
     """Three objectives in three panels, one for each pair of them, on shared axes.
 
     Filled points are those that no point of any run dominates in all three objectives; the others are faint. The
-    steps are the front of each run, or the median over its seeds, in the two objectives of the panel.
+    steps are the front of each run, or the median over its seeds, in the first objective and that of the panel.
 
     Parameters
     ----------
@@ -135,12 +137,13 @@ def plot_front_grid(
     _, axes = plt.subplots(2, 2, figsize=(8.6, 6.6), sharex="col", layout="constrained")
     for ax, x, y in ((axes[0, 0], 1, 0), (axes[0, 1], 2, 0), (axes[1, 0], 1, 2)):
         tidy(ax)
-        first, right = 0, 0.0
+        first = 0
         pairs = {name: [cloud[:, (x, y)] * (scales[x], scales[y]) for cloud in seeds] for name, seeds in clouds.items()}
         right = max(pair[pareto_mask(pair), 0].max() for seeds in pairs.values() for pair in seeds)
         for i, (name, seeds) in enumerate(pairs.items()):
             hue, marker = COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]
-            _draw_steps(ax, seeds, right, hue)
+            if y == 0:
+                _draw_steps(ax, seeds, right, hue)
             points = np.concatenate(seeds)
             best = joint[first : first + len(points)]
             first += len(points)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from codesign.plots.axes import COLORS, axes_of, name_layers, prefixed, tidy
+from codesign.metrics import prefixed
+from codesign.plots.axes import COLORS, axes_of, name_layers, tidy
 from hwmodels.cost import CostReport, LayerCost
 from hwmodels.workload import Workload
 

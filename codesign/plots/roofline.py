@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from codesign.plots.axes import COLORS, GREY, axes_of, prefixed
+from codesign.metrics import prefixed
+from codesign.plots.axes import COLORS, GREY, axes_of
 from hwmodels.cost import BOUNDS, CostReport, LayerCost
 from hwmodels.workload import Layer
 
