@@ -2,6 +2,7 @@
 
 from codesign.strategies.base import AbstractSampler, AbstractStrategy, AbstractTrainer
 from codesign.strategies.mpnas import MPNAS, Gumbel
+from codesign.strategies.nsga2 import NSGA2
 from codesign.strategies.random import Random
 from codesign.strategies.reinforce import Reinforce
 
@@ -11,10 +12,12 @@ STRATEGIES: dict[str, type[AbstractStrategy]] = {
     "gumbel": Gumbel,
     "reinforce": Reinforce,
     "random": Random,
+    "nsga2": NSGA2,
 }
 
 __all__ = [
     "MPNAS",
+    "NSGA2",
     "STRATEGIES",
     "AbstractSampler",
     "AbstractStrategy",

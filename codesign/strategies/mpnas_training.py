@@ -82,7 +82,8 @@ class Training(AbstractTraining):
             likeliest = self.problem.space.decode(self.problem.space.join(self.logits.argmax(axis=1)))
             raise Stopped(
                 f"{type(strategy).__name__}: the loss must stay finite, but is {loss} at policy step "
-                f"{self.step_number}; the likeliest network is {likeliest}. The last checkpoint is kept; lower the learning rates."
+                f"{self.step_number}; the likeliest network is {likeliest}. The last checkpoint is kept; lower the "
+                "learning rates."
             )
         used, gradients = self.expected_usage(rng)
         if self.limit_weights is None:
