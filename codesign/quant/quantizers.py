@@ -2,59 +2,15 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from codesign.quant.fake_quantization import Levels, fake_quantize, mix_quantized, step_gradient_scale
+
 Method = Literal["minmax", "mse"]
-
-
-class _FakeQuantize(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, step: Tensor, low: float, high: float) -> Tensor:
-        ctx.save_for_backward(x, step)
-        ctx.low, ctx.high = low, high
-        return (x / step).round_().clamp_(low, high).mul_(step)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (x, step), low, high = ctx.saved_tensors, ctx.low, ctx.high
-        scaled = x / step
-        inside = (scaled >= low) & (scaled <= high)
-        by_step = None
-        if ctx.needs_input_grad[1]:
-            level = scaled.round().clamp_(low, high)
-            by_step = (gradients[0] * torch.where(inside, level - scaled, level)).sum().reshape(step.shape)
-        return gradients[0] * inside, by_step, None, None
-
-
-def fake_quantize(x: Tensor, step: Tensor, low: float, high: float) -> Tensor:
-    r"""Values rounded to the nearest multiple of ``step`` from ``low * step`` to ``high * step``.
-
-    Parameters
-    ----------
-    x : Tensor
-    step : Tensor, shape ()
-    low, high : float
-        First and last level, whole numbers.
-
-    Notes
-    -----
-    With :math:`u = x / s`, :math:`y = s \cdot \mathrm{clip}(\mathrm{round}(u), l, h)`. Rounding has the gradient of
-    the identity (straight through), so
-
-    .. math::
-        \partial y / \partial x = [l \le u \le h], \qquad
-        \partial y / \partial s = \mathrm{round}(u) - u \text{ inside}, \; l \text{ below}, \; h \text{ above}.
-
-    References
-    ----------
-    Bengio, Leonard and Courville, arXiv:1308.3432, 2013 (straight through); Esser et al., "Learned step size
-    quantization", ICLR 2020, equations 1 to 3 and 5.
-    """
-    return _FakeQuantize.apply(x, step, low, high)
 
 
 class UniformQuantizer(nn.Module):
@@ -145,10 +101,30 @@ class UniformQuantizer(nn.Module):
         self.step.copy_(widest * shares[errors.argmin()])
 
     def forward(self, x: Tensor) -> Tensor:
-        scale = 1 / math.sqrt(x.numel() * max(self.high, 1.0))
-        fixed = self.step.detach()
-        step = (fixed + (self.step - fixed) * scale).abs()  # the value of the step, and its gradient scaled
-        return fake_quantize(x, step, self.low, self.high)
+        scale = step_gradient_scale(x, self.step, self.high)
+        return fake_quantize(x, self.step, self.low, self.high, gradient_scale=scale)
 
     def extra_repr(self) -> str:
         return f"bits={self.bits}, step={self.step.item():.4g}, levels {self.low:.0f} to {self.high:.0f}"
+
+
+def mixed_quantize(x: Tensor, quantizers: Sequence[UniformQuantizer], mixture: Tensor) -> Tensor:
+    """The sum over quantizers of ``mixture[b] * quantizers[b](x)``, computed in one pass and keeping only ``x``.
+
+    Parameters
+    ----------
+    x : Tensor
+    quantizers : sequence of UniformQuantizer
+    mixture : Tensor, shape (n_quantizers,)
+
+    Notes
+    -----
+    Gradients are those of the sum: of ``x``, of the mixture, and of each step, scaled as in the quantizer alone.
+    """
+    return mix_quantized(
+        x,
+        [q.step for q in quantizers],
+        [Levels(q.low, q.high) for q in quantizers],
+        mixture,
+        [step_gradient_scale(x, q.step, q.high) for q in quantizers],
+    )

@@ -1,0 +1,135 @@
+"""Fake quantization of float32 arrays in one pass over memory, forward and backward.
+
+Arrays are (rows, n), with one step a row and quantizer: ``steps`` is (n_quantizers, rows), and ``low``, ``high`` and
+``offset`` have one number a quantizer. `codesign.quant.fake_quantization` has the equations. Loops run over blocks of a
+fixed number of lanes, which the compiler turns into vector instructions and which makes the order of a sum the same
+everywhere; what is left over at the end of a row follows one by one.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+
+LANES = 128
+_ZERO = np.float32(0)
+
+
+@njit(cache=True, nogil=True)
+def _level(u, low, high, offset):  # type: ignore[no-untyped-def]
+    """The nearest level; nan stays nan."""
+    level = np.rint(u - offset) + offset
+    level = low if level < low else level
+    return high if level > high else level
+
+
+@njit(cache=True, nogil=True)
+def quantize(x: Floats, y: Floats, steps: Floats, low: Floats, high: Floats, offset: Floats) -> None:
+    """``y = step * level`` for one quantizer."""
+    a, b, o = low[0], high[0], offset[0]
+    for row in range(x.shape[0]):
+        values, out, step = x[row], y[row], steps[0, row]
+        for i in range(values.size):
+            out[i] = _level(values[i] / step, a, b, o) * step
+
+
+@njit(cache=True, nogil=True)
+def quantize_backward(
+    x: Floats, g: Floats, by_x: Floats, steps: Floats, low: Floats, high: Floats, offset: Floats, by_step: Doubles
+) -> None:
+    """Gradients of values and of steps, given that of ``y``, for one quantizer."""
+    n, a, b, o = x.shape[1], low[0], high[0], offset[0]
+    whole = n - n % LANES
+    sums = np.zeros(LANES, np.float32)
+    for row in range(x.shape[0]):
+        values, upstream, out, step = x[row], g[row], by_x[row], steps[0, row]
+        sums[:] = 0
+        for block in range(0, whole, LANES):
+            for j in range(LANES):
+                u = values[block + j] / step
+                level, inside = _level(u, a, b, o), (u >= a) and (u <= b)
+                out[block + j] = upstream[block + j] if inside else _ZERO
+                sums[j] += upstream[block + j] * ((level - u) if inside else level)
+        for i in range(whole, n):
+            u = values[i] / step
+            level, inside = _level(u, a, b, o), (u >= a) and (u <= b)
+            out[i] = upstream[i] if inside else _ZERO
+            sums[i - whole] += upstream[i] * ((level - u) if inside else level)
+        total = 0.0
+        for j in range(LANES):
+            total += sums[j]
+        by_step[0, row] = total
+
+
+@njit(cache=True, nogil=True)
+def mix(x: Floats, y: Floats, steps: Floats, low: Floats, high: Floats, offset: Floats, mixture: Floats) -> None:
+    """``y``, the sum over quantizers of ``mixture * step * level``."""
+    n, quantizers = x.shape[1], mixture.size
+    whole = n - n % LANES
+    sums = np.zeros(LANES, np.float32)
+    for row in range(x.shape[0]):
+        values, out = x[row], y[row]
+        for block in range(0, whole, LANES):
+            for j in range(LANES):
+                sums[j] = 0
+            for q in range(quantizers):
+                step, a, b, o, m = steps[q, row], low[q], high[q], offset[q], mixture[q]
+                for j in range(LANES):
+                    sums[j] += m * (_level(values[block + j] / step, a, b, o) * step)
+            for j in range(LANES):
+                out[block + j] = sums[j]
+        for i in range(whole, n):
+            out[i] = 0
+            for q in range(quantizers):
+                step = steps[q, row]
+                out[i] += mixture[q] * (_level(values[i] / step, low[q], high[q], offset[q]) * step)
+
+
+@njit(cache=True, nogil=True)
+def mix_backward(
+    x: Floats, g: Floats, by_x: Floats, steps: Floats, low: Floats, high: Floats, offset: Floats, mixture: Floats,
+    by_step: Doubles, by_mixture: Doubles,
+) -> None:  # fmt: skip
+    """Gradients of values, steps and, a row each, of the mixture, given that of ``y``."""
+    n, quantizers = x.shape[1], mixture.size
+    whole = n - n % LANES
+    total = np.zeros(LANES, np.float32)
+    steps_lanes = np.zeros((quantizers, LANES + 16), np.float32)  # 16: no two rows 4096 bytes apart, which stalls
+    mixture_lanes = np.zeros((quantizers, LANES + 16), np.float32)
+    for row in range(x.shape[0]):
+        values, upstream, out = x[row], g[row], by_x[row]
+        steps_lanes[:] = 0
+        mixture_lanes[:] = 0
+        for block in range(0, whole, LANES):
+            for j in range(LANES):
+                total[j] = 0
+            for q in range(quantizers):
+                step, a, b, o, m = steps[q, row], low[q], high[q], offset[q], mixture[q]
+                step_sums, mixture_sums = steps_lanes[q], mixture_lanes[q]
+                for j in range(LANES):
+                    u, gradient = values[block + j] / step, upstream[block + j]
+                    level, inside = _level(u, a, b, o), (u >= a) and (u <= b)
+                    total[j] += m * gradient if inside else _ZERO
+                    step_sums[j] += gradient * ((level - u) if inside else level)
+                    mixture_sums[j] += gradient * level
+            for j in range(LANES):
+                out[block + j] = total[j]
+        for i in range(whole, n):
+            out[i] = 0
+            for q in range(quantizers):
+                u, gradient = values[i] / steps[q, row], upstream[i]
+                level, inside = _level(u, low[q], high[q], offset[q]), (u >= low[q]) and (u <= high[q])
+                out[i] += mixture[q] * gradient if inside else _ZERO
+                steps_lanes[q, i - whole] += gradient * ((level - u) if inside else level)
+                mixture_lanes[q, i - whole] += gradient * level
+        for q in range(quantizers):
+            step_total, mixture_total = 0.0, 0.0
+            for j in range(LANES):
+                step_total += steps_lanes[q, j]
+                mixture_total += mixture_lanes[q, j]
+            by_step[q, row] = mixture[q] * step_total
+            by_mixture[q, row] = steps[q, row] * mixture_total
