@@ -38,6 +38,7 @@ setup(
         "matplotlib>=3.8",
         "scikit-learn>=1.4",
         "moocore>=0.1.3",
+        "pymoo>=0.6.2",
         "pydantic>=2.6",
         "pyyaml>=6.0",
         "safetensors>=0.4",
@@ -46,7 +47,17 @@ setup(
     extras_require={
         "onnx": ONNX,
         # onnxscript: torch's own ONNX exporter, which the tests use to compare both importers.
-        "dev": [*ONNX, "onnxscript", "hypothesis>=6.100", "pandas>=2.1", "pytest>=8", "ruff>=0.6", "mypy>=1.10"],
+        # dask: searches whose evaluations a cluster runs are tested with a real one.
+        "dev": [
+            *ONNX,
+            "onnxscript",
+            "dask[distributed]>=2024.1",
+            "hypothesis>=6.100",
+            "pandas>=2.1",
+            "pytest>=8",
+            "ruff>=0.6",
+            "mypy>=1.10",
+        ],  # fmt: skip
     },
     entry_points={"console_scripts": ["codesign = codesign.cli:main"]},
 )
