@@ -101,6 +101,15 @@ class AbstractSpace(ABC):
         """Number of values of each field of each choice, one after the other; see `Choice.fields`."""
         return tuple(len(values) for choice in self.choices for values in choice.fields)
 
+    @cached_property
+    def field_names(self) -> tuple[str, ...]:
+        """The name of each field: that of its choice, and its own where the choice has several."""
+        return tuple(
+            choice.name if len(choice.fields) == 1 else f"{choice.name}.{name}"
+            for choice in self.choices
+            for name in (type(choice.options[0])._fields if len(choice.fields) > 1 else ("",))
+        )
+
     def split(self, arch: Sequence[int]) -> tuple[int, ...]:
         """For each field of each choice the index of its value."""
         return tuple(

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
@@ -36,10 +37,13 @@ class SupernetTraining:
     Parameters
     ----------
     float_epochs : int
-        Epochs in float, before the quantizers are calibrated. They begin with the largest network; the probability that
-        a field is drawn rises from 0 to 1, so that small networks, and those without skips, find weights that work.
+        Epochs in float, before the quantizers are calibrated.
     epochs : int
         Epochs with quantizers.
+    release : float
+        Share of the epochs in float over which shapes are released, and of those with quantizers over which bitwidths
+        are. Training begins with the largest network and the widest bits; the probability that a field is drawn rises
+        from 0 to 1, so that small networks, those without skips and those of few bits find weights that work.
     batch_size : int
         Images of a step; over all processes together.
     learning_rate : float
@@ -70,7 +74,8 @@ class SupernetTraining:
 
     float_epochs: int = 2
     epochs: int = 8
-    batch_size: int = 128
+    release: float = 0.75
+    batch_size: int = 64
     learning_rate: float = 0.1
     warmup: float = 0.1
     momentum: float = 0.9
@@ -91,21 +96,33 @@ class SupernetTraining:
                 f"{self.float_epochs} and {self.learning_rate}."
             )
 
+    def freedom(self, space: AbstractSpace, progress: float) -> NDArray[np.float64]:
+        """Probability that each field is drawn, when a share ``progress`` of all steps is done."""
+        share = self.float_epochs / (self.float_epochs + self.epochs)
+        release = max(self.release, 1e-9)
+        shapes = progress / (share * release) if share else 1.0
+        bits = (progress - share) / ((1 - share) * release)
+        are_bits = np.array([name.endswith("_bits") for name in space.field_names])
+        return np.clip(np.where(are_bits, bits, shapes), 0.0, 1.0)
 
-def uniform(space: AbstractSpace, rng: np.random.Generator, freedom: float = 1.0) -> list[Arch]:
+
+Freedom = float | NDArray[np.float64]
+
+
+def uniform(space: AbstractSpace, rng: np.random.Generator, freedom: Freedom = 1.0) -> list[Arch]:
     """One candidate, each field of which is drawn with a probability, and else has its last value."""
     counts = np.array(space.field_counts)
     drawn, last = rng.integers(counts), counts - 1
     return [space.join(np.where(rng.random(len(counts)) < freedom, drawn, last))]
 
 
-def sandwich(space: AbstractSpace, rng: np.random.Generator, freedom: float = 1.0) -> list[Arch]:
+def sandwich(space: AbstractSpace, rng: np.random.Generator, freedom: Freedom = 1.0) -> list[Arch]:
     """The largest and the smallest, of last and of first values, and two more."""
     ends = [space.join([count - 1 for count in space.field_counts]), space.join([0] * len(space.field_counts))]
     return [*ends, *(uniform(space, rng, freedom)[0] for _ in range(2))]
 
 
-def fair(space: AbstractSpace, rng: np.random.Generator, freedom: float = 1.0) -> list[Arch]:
+def fair(space: AbstractSpace, rng: np.random.Generator, freedom: Freedom = 1.0) -> list[Arch]:
     """Candidates among which each value of a field occurs equally often, up to one."""
     counts = space.field_counts
     n = max(counts)
@@ -291,7 +308,7 @@ def train_supernet(
         while trainer.step_number < n_steps:
             if trainer.step_number >= n_float and not network.quantized:
                 network.calibrate(statistics_of(data.train))
-            freedom = min(1.0, trainer.step_number / n_float) if n_float else 1.0
+            freedom = training.freedom(network.space, trainer.step_number / n_steps)
             archs = SAMPLING[training.sampling](network.space, trainer.rng(3), freedom)
             loss = trainer.step(archs)
             if run and trainer.step_number % training.checkpoint_steps == 0 and distributed.rank() == 0:
