@@ -57,7 +57,7 @@ setup(
             "pytest>=8",
             "ruff>=0.6",
             "mypy>=1.10",
-        ],  # fmt: skip
+        ],
     },
     entry_points={"console_scripts": ["codesign = codesign.cli:main"]},
 )
