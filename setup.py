@@ -46,6 +46,7 @@ setup(
     ],
     extras_require={
         "onnx": ONNX,
+        "tensorboard": ["tensorboard>=2.14"],
         # onnxscript: torch's own ONNX exporter, which the tests use to compare both importers.
         # dask: searches whose evaluations a cluster runs are tested with a real one.
         "dev": [
