@@ -58,8 +58,8 @@ class Training(AbstractTraining):
         seen: list[dict[str, float]] = []
         for _ in range(self.strategy.steps_per_offer):
             for _ in range(self.strategy.weight_steps):
-                archs = [self.problem.space.join(row) for row in draw(self.logits, 1, self.weights.rng(4))]
-                self.weights.step(archs)
+                (row,) = draw(self.logits, 1, self.weights.rng(4))
+                self.weights.step([self._network_arch(row)])
             seen.append(self.policy_step())
         return {name: float(np.mean([row[name] for row in seen])) for name in seen[0]}
 
@@ -69,6 +69,9 @@ class Training(AbstractTraining):
 
     def accuracy(self) -> SupernetAccuracy:
         return SupernetAccuracy(copy.deepcopy(self.network), statistics_of(self.data.train), self.data.search)
+
+    def _network_arch(self, row: NDArray[np.int64]) -> Arch:
+        return self.problem.space.network_arch(self.problem.space.join(row))
 
     # --- one step of the policy ---------------------------------------------------------------------------------
 
@@ -117,7 +120,7 @@ class Training(AbstractTraining):
         logits = torch.from_numpy(self.logits).requires_grad_()
         masks = relax(logits, noise, self.temperature)
         with mode(self.network, training=True):
-            fields = by_block(self.problem.space, masks.to(images))
+            fields = by_block(self.problem.space, masks.to(images))[: len(self.network.space.choices)]
             loss = functional.cross_entropy(self.network.soft(images, fields).float(), labels)
         (gradient,) = torch.autograd.grad(loss, logits)
         value = loss.detach()
@@ -132,7 +135,7 @@ class Training(AbstractTraining):
         statistics = copy.deepcopy(self.network.state_dict())
         with mode(self.network, training=True):  # by the moments of the batch, which are not kept
             for i, row in enumerate(rows):
-                scores = self.network(images, self.problem.space.join(row)).float()
+                scores = self.network(images, self._network_arch(row)).float()
                 losses[i] = functional.cross_entropy(scores, labels)
         self.network.load_state_dict(statistics)
         distributed.average([losses])
