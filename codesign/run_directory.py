@@ -12,15 +12,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from codesign.describe import differences, versions
+from codesign.state_file import State, StateFile, pack_state, unpack_state, write_atomically
+from codesign.trial import LOG_NAME, TrialLog
 
-from codesign.describe import differences, digest, versions
-from codesign.trial import LOG_NAME, TrialLog, sync_folder
+__all__ = ["Lock", "RunDirectory", "RunDirectoryError", "State", "pack_state", "unpack_state", "write_atomically"]
 
 logger = logging.getLogger(__name__)
-
-#: The state of a strategy: arrays and JSON values by name, and nothing else.
-State = dict[str, Any]
 
 CONFIG_NAME, STATE_NAME, LOCK_NAME = "config.json", "state.safetensors", "lock"
 
@@ -92,24 +90,29 @@ class RunDirectory:
             )
 
     def checkpoint(self, state: State, told: int) -> None:
-        """Keep the state after ``told`` trials, in place of the one before."""
-        write_atomically(self.path / STATE_NAME, pack_state({**state, "told": told}))
+        """Keep the state after ``told`` trials, and the one before it.
+
+        Raises
+        ------
+        OSError
+            Where the disk does not take it. What was kept before stays, and so does the log.
+        """
+        self._states.write({**state, "told": told})
 
     def restore(self) -> tuple[State, int] | None:
-        """The last state kept and its number of trials; None where there is none to rely on."""
-        path = self.path / STATE_NAME
-        if not path.exists():
-            return None
-        try:
-            state = unpack_state(path.read_bytes())
-        except ValueError as error:
-            logger.warning("%s cannot be used (%s); the search is replayed from its trials.", path, error)
-            return None
-        told = int(state.pop("told"))
-        if told > len(self.log.trials):
-            logger.warning("%s knows %d trials and the log %d; replayed.", path, told, len(self.log.trials))
-            return None
-        return state, told
+        """The last whole state that the log bears out, and its number of trials; None where there is none."""
+        for path, state in self._states.read():
+            told = int(state.pop("told"))
+            if told <= len(self.log.trials):
+                return state, told
+            logger.warning("%s knows %d trials and the log %d; it is not used.", path, told, len(self.log.trials))
+        if self._states.path.exists():
+            logger.warning("%s: no state is left to go on from; the search is replayed from its trials.", self.path)
+        return None
+
+    @property
+    def _states(self) -> StateFile:
+        return StateFile(self.path / STATE_NAME)
 
     @cached_property
     def log(self) -> TrialLog:
@@ -123,55 +126,6 @@ class RunDirectory:
         if "log" in self.__dict__:
             self.log.close()
         self._lock.release()
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that a reader, and a crash, sees the old one or the new one, whole."""
-    fresh = path.with_name(f".{path.name}.new")
-    with open(fresh, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(fresh, path)
-    sync_folder(path.parent)
-
-
-def pack_state(state: State) -> bytes:
-    """A state as one safetensors file: arrays as tensors, the rest as JSON in its header, with a checksum."""
-    from safetensors.numpy import save
-
-    arrays = {name: np.ascontiguousarray(value) for name, value in state.items() if isinstance(value, np.ndarray)}
-    rest = json.dumps({name: value for name, value in state.items() if name not in arrays}, sort_keys=True)
-    # One entry only: safetensors writes several in any order, and equal states are to be equal files.
-    return save(arrays, {"state": json.dumps([_checksum(arrays, rest), rest])})
-
-
-def unpack_state(data: bytes) -> State:
-    """The state that `pack_state` packed.
-
-    Raises
-    ------
-    ValueError
-        For bytes that are not one, or are damaged.
-    """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
-    try:
-        arrays = load(data)
-        size = int.from_bytes(data[:8], "little")
-        checksum, rest = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["state"])
-        if checksum != _checksum(arrays, rest):
-            raise ValueError("its checksum does not match")
-        return {**arrays, **json.loads(rest)}
-    except (SafetensorError, KeyError, TypeError) as error:
-        raise ValueError(f"it is damaged: {error}") from None
-
-
-def _checksum(arrays: Mapping[str, np.ndarray], rest: str) -> str:
-    names = sorted(arrays)
-    text = json.dumps([names, rest]).encode()
-    return digest(*(arrays[name] for name in names), np.frombuffer(text, np.uint8))
 
 
 _held: set[Path] = set()
@@ -204,8 +158,9 @@ class Lock:
                 "Wait for it, or choose another directory."
             ) from None
         _held.add(self._path)
-        os.ftruncate(self._fd, 0)
-        os.write(self._fd, f"process {os.getpid()} on {os.uname().nodename}\n".encode())
+        with contextlib.suppress(OSError):  # who holds it is for people; a full disk is met where it matters
+            os.ftruncate(self._fd, 0)
+            os.write(self._fd, f"process {os.getpid()} on {os.uname().nodename}\n".encode())
 
     def release(self) -> None:
         """Give the lock back; more than once does no harm."""
