@@ -1,35 +1,30 @@
-"""The state of long work on the disk, and the one before it."""
+"""The state of long work on the disk, with what the work is."""
 
 from __future__ import annotations
 
 import json
-import logging
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from codesign.describe import differences
-from codesign.run_directory import RunDirectoryError, State, pack_state, unpack_state, write_atomically
-from codesign.trial import sync_folder
-
-logger = logging.getLogger(__name__)
+from codesign.run_directory import RunDirectoryError
+from codesign.state_file import State, StateFile
 
 
 class Checkpoint:
-    """A file that always holds a whole state, whenever the process is killed, and beside it the state before.
+    """A `StateFile` whose states can be gone on with by the work that wrote them alone.
 
     Parameters
     ----------
     path : path-like
-        A safetensors file; the one before it is ``.NAME.before`` in the same folder.
+        A ``.safetensors`` file.
     config : mapping
-        Description of everything that determines the work. A state of other work is refused.
+        Description of everything that determines the work.
     """
 
     def __init__(self, path: str | os.PathLike[str], config: Mapping[str, Any]) -> None:
-        self.path = Path(path)
-        self.before = self.path.with_name(f".{self.path.name}.before")
+        self.file = StateFile(path)
         self.config = json.loads(json.dumps(config))
 
     def write(self, state: State) -> None:
@@ -40,18 +35,7 @@ class Checkpoint:
         OSError
             Where the disk does not take it; the states before it stay.
         """
-        fresh = self.path.with_name(f".{self.path.name}.next")
-        try:
-            write_atomically(fresh, pack_state({**state, "config": self.config}))
-        except OSError as error:
-            fresh.with_name(f".{fresh.name}.new").unlink(missing_ok=True)
-            raise OSError(
-                error.errno, f"{error.strerror}; the state before it is safe. Make room and go on", str(self.path)
-            ) from error
-        if self.path.exists():
-            os.replace(self.path, self.before)
-        os.replace(fresh, self.path)
-        sync_folder(self.path.parent)
+        self.file.write({**state, "config": self.config})
 
     def read(self) -> State | None:
         """The newest whole state; None where none was written.
@@ -63,16 +47,7 @@ class Checkpoint:
         ValueError
             Where there are files and none is whole.
         """
-        damaged = []
-        for path in (self.path, self.before):
-            if not path.exists():
-                continue
-            try:
-                state = unpack_state(path.read_bytes())
-            except ValueError as error:
-                logger.warning("%s cannot be used (%s); going on from the state before it.", path, error)
-                damaged.append(path)
-                continue
+        for path, state in self.file.read():
             found = list(differences(state.pop("config", None), self.config))
             if found:
                 raise RunDirectoryError(
@@ -80,9 +55,10 @@ class Checkpoint:
                     f"{'; '.join(found[:5])}. Choose another place, or delete it."
                 )
             return state
-        if damaged:
+        files = [str(path) for path in (self.file.path, self.file.previous) if path.exists()]
+        if files:
             raise ValueError(
-                f"{self.path}: a state must be whole to be gone on with, but {' and '.join(map(str, damaged))} are "
-                "damaged. Delete them to begin again."
+                f"Checkpoint: a state must be whole to be gone on with, but {' and '.join(files)} "
+                f"{'is' if len(files) == 1 else 'are'} damaged. Delete it to begin again."
             )
         return None

@@ -21,7 +21,7 @@ from codesign.data import Images
 from codesign.describe import describe, digest
 from codesign.precision import Precision
 from codesign.quant.convert import Bits, mode, set_bits
-from codesign.run_directory import State
+from codesign.state_file import State
 
 
 def shift(images: Tensor, rng: np.random.Generator) -> Tensor:

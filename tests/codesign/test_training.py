@@ -15,7 +15,8 @@ from codesign.accuracy import evaluate
 from codesign.augment import crop_and_flip
 from codesign.data import Images, load_data
 from codesign.precision import Precision
-from codesign.run_directory import RunDirectoryError, unpack_state
+from codesign.run_directory import RunDirectoryError
+from codesign.state_file import unpack_state
 from codesign.train import PICTURES, Recipe, train
 
 SMALL = Recipe(batch_size=32)
