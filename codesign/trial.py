@@ -193,6 +193,8 @@ def sync_folder(folder: Path) -> None:
     fd = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(fd)
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror}; what was there before is safe", str(folder)) from error
     finally:
         os.close(fd)
 

@@ -1,11 +1,9 @@
 """The whole path, small: it resumes, it respects the limit, it keeps the test set for the end."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -74,9 +72,18 @@ def test_another_configuration_is_refused(finished):
 
 
 _CHILD = """
-import sys
+import os, signal, sys
 from codesign.quickstart import Settings, quickstart
-quickstart(sys.argv[1], settings=eval(sys.argv[2]), workers=int(sys.argv[3]))
+out, settings, workers, sign = sys.argv[1], eval(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+replace = os.replace
+
+def replace_and_die(source, target):
+    replace(source, target)
+    if os.path.relpath(target, out) == sign:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+os.replace = replace_and_die
+quickstart(out, settings=settings, workers=workers)
 """
 
 
@@ -87,12 +94,10 @@ PHASES = ["config.json", "network.safetensors", "random/state.safetensors", "tes
 def test_a_killed_run_ends_as_the_uninterrupted_one_whatever_the_phase_and_the_workers(finished, tmp_path, signs):
     command = [sys.executable, "-c", _CHILD, str(tmp_path), repr(SMALL)]
     for sign in signs:  # killed as soon as it has written this file
-        with subprocess.Popen([*command, "2"], stderr=subprocess.DEVNULL) as child:
-            while not (tmp_path / sign).exists() and child.poll() is None:
-                time.sleep(0.01)
-            os.kill(child.pid, signal.SIGKILL)
+        killed = subprocess.run([*command, "2", sign], stderr=subprocess.DEVNULL, check=False)
+        assert killed.returncode == -signal.SIGKILL and (tmp_path / sign).exists()
         assert not (tmp_path / "result.json").exists()
-    subprocess.run([*command, "1"], check=True, stderr=subprocess.DEVNULL)
+    subprocess.run([*command, "1", "none"], check=True, stderr=subprocess.DEVNULL)
     assert read(tmp_path) == read(finished.out)
 
 

@@ -1,5 +1,6 @@
 import json
 import os
+import resource
 import subprocess
 import sys
 import textwrap
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from codesign.run_directory import RunDirectory, RunDirectoryError, pack_state, unpack_state
+from codesign.trial import Trial
 
 
 def test_a_state_read_back_is_the_state_written_its_generator_too():
@@ -93,3 +95,73 @@ def test_a_directory_that_cannot_be_made_says_so(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError):
         RunDirectory(tmp_path / "file" / "run", {})
+
+
+def test_the_state_before_is_used_where_the_newest_is_damaged_and_none_where_both_are(tmp_path, caplog):
+    with RunDirectory(tmp_path, {"seed": 0}) as run:
+        for number in range(4):
+            run.log.append(Trial((0,), {}, {}, number))
+        assert run.restore() is None and not caplog.messages
+        run.checkpoint({"x": np.arange(2.0)}, 1)
+        assert run.restore()[1] == 1
+        run.checkpoint({"x": np.arange(3.0)}, 2)
+        run.checkpoint({"x": np.arange(4.0)}, 4)
+        newest, before = tmp_path / "state.safetensors", tmp_path / "state.previous.safetensors"
+        assert run.restore()[1] == 4 and len(run.restore()[0]["x"]) == 4
+        data = bytearray(newest.read_bytes())
+        data[-1] ^= 1
+        newest.write_bytes(data)
+        state, told = run.restore()
+        assert told == 2 and (state["x"] == np.arange(3.0)).all()
+        assert "cannot be used" in caplog.text and "checksum" in caplog.text
+        run.checkpoint(state, 3)  # the damaged one becomes the one before
+        assert run.restore()[1] == 3
+        newest.write_bytes(b"")
+        assert run.restore() is None and "replayed from its trials" in caplog.text
+        before.unlink()
+        assert run.restore() is None
+
+
+def test_a_state_that_knows_more_trials_than_the_log_is_not_used(tmp_path):
+    with RunDirectory(tmp_path, {"seed": 0}) as run:
+        run.log.append(Trial((0,), {}, {}, 0))
+        run.checkpoint({"step": 1}, 1)
+        run.checkpoint({"step": 2}, 2)
+        assert run.restore() == ({"step": 1}, 1)
+
+
+def test_a_full_disk_keeps_the_states_that_there_are(tmp_path):
+    """The system takes a part of the new state and then refuses, as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with RunDirectory(tmp_path, {"seed": 0}) as run:
+        run.log.append(Trial((0,), {}, {}, 0))
+        run.checkpoint({"x": np.arange(2.0)}, 0)
+        run.checkpoint({"x": np.arange(3.0)}, 1)
+        names = ("state.safetensors", "state.previous.safetensors", "trials.jsonl")
+        before = {name: (tmp_path / name).read_bytes() for name in names}
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+        try:
+            with pytest.raises(OSError, match=r"what was there before is safe.*state\.safetensors"):
+                run.checkpoint({"x": np.arange(10_000.0)}, 1)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert {name: (tmp_path / name).read_bytes() for name in names} == before
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names, "config.json", "lock"])
+
+
+def test_a_checkpoint_killed_between_its_renames_leaves_the_state_before(tmp_path, monkeypatch):
+    with RunDirectory(tmp_path, {"seed": 0}) as run:
+        run.log.append(Trial((0,), {}, {}, 0))
+        run.checkpoint({"step": 1}, 1)
+        replace = os.replace
+
+        def dies(source, target):
+            if str(target).endswith("state.safetensors"):
+                raise KeyboardInterrupt
+            replace(source, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", dies)
+            with pytest.raises(KeyboardInterrupt):
+                run.checkpoint({"step": 2}, 1)
+        assert run.restore() == ({"step": 1}, 1)

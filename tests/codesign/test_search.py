@@ -1,9 +1,8 @@
+import errno
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,44 +42,81 @@ def test_the_trials_do_not_depend_on_the_number_of_workers(pool, tmp_path, unint
     assert (tmp_path / "state.safetensors").read_bytes() == uninterrupted["state.safetensors"]
 
 
-_CHILD = """
-import sys
+_LIVES = """
+import os, random, signal, sys, time
 sys.path.insert(0, sys.argv[1])
 from toys import problem
 from codesign.search import search
 from codesign.strategies import Reinforce
-print("ready", flush=True)
-search(problem(seconds=0.004), Reinforce(learning_rate=0.7), 40, seed=3, out=sys.argv[2], batch_size=5, resume=True,
-       progress=lambda trial: print(trial.number, flush=True))
+
+search(problem(), Reinforce(), 10)  # what is compiled and imported now is not in every life again
+
+def life(out, dies_at, seconds):
+    left = dies_at
+
+    def deadly(name):
+        real = getattr(os, name)
+
+        def call(*args):
+            nonlocal left
+            left -= 1
+            if left == 0:
+                if name == "write":
+                    real(args[0], args[1][: len(args[1]) // 2])  # a torn line
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*args)
+
+        return call
+
+    for name in ("write", "fsync", "replace", "ftruncate"):
+        setattr(os, name, deadly(name))
+    search(problem(seconds=seconds), Reinforce(learning_rate=0.7), 40, seed=3, out=out, batch_size=5, resume=True)
+    os._exit(0)
+
+rng = random.Random(0)
+for out, by_clock in ((sys.argv[2], False), (sys.argv[3], True)):
+    lives, alive = 0, True
+    while alive:
+        lives += 1
+        dies_at, after = (0, rng.uniform(0.02, 0.1)) if by_clock else (rng.randint(1, 30), 0)
+        child = os.fork()
+        if child == 0:
+            life(out, dies_at, 0.002 if by_clock else 0.0)
+        if by_clock:
+            time.sleep(after * 1.1**lives)  # longer and longer, so that a slow machine comes to the end too
+            os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        assert os.WIFSIGNALED(status) or status == 0, status
+        alive = os.WIFSIGNALED(status)
+    print(lives)
 """
 
 
 def test_a_search_killed_again_and_again_ends_as_the_uninterrupted_one_bit_for_bit(tmp_path, uninterrupted):
-    command = [sys.executable, "-c", _CHILD, str(Path(__file__).parent), str(tmp_path)]
-    for kill_after in (1, 3, 5, 8, 13, 21):  # trials of this life, resumed ones included
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
-            for line in child.stdout:
-                if line != "ready\n" and int(line) >= kill_after:
-                    time.sleep(0.001 * (kill_after % 4))
-                    break
-            os.kill(child.pid, signal.SIGKILL)
-        assert child.returncode == -signal.SIGKILL
-        assert kill_after <= len(load_trials(tmp_path)) < 40
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    assert (tmp_path / "trials.jsonl").read_bytes() == uninterrupted["trials.jsonl"]
-    assert (tmp_path / "state.safetensors").read_bytes() == uninterrupted["state.safetensors"]
+    """Killed in the middle of a write, between writes, and at any moment."""
+    outs = [tmp_path / "at calls", tmp_path / "by the clock"]
+    command = [sys.executable, "-c", _LIVES, str(Path(__file__).parent), *map(str, outs)]
+    lives = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()
+    assert int(lives[0]) > 8
+    for out in outs:
+        assert (out / "trials.jsonl").read_bytes() == uninterrupted["trials.jsonl"]
+        assert (out / "state.safetensors").read_bytes() == uninterrupted["state.safetensors"]
 
 
+@pytest.mark.parametrize("both", [False, True], ids=["the newest", "both"])
 @pytest.mark.parametrize("state", [None, b"", "half", "older"])
-def test_a_search_whose_state_is_lost_damaged_or_old_is_replayed_from_its_trials(tmp_path, uninterrupted, state):
+def test_a_search_whose_state_is_lost_damaged_or_old_goes_on_from_the_one_before_or_its_trials(
+    tmp_path, uninterrupted, state, both
+):
     search(problem(), STRATEGY, 10, seed=3, out=tmp_path, batch_size=5)
     path = tmp_path / "state.safetensors"
     older = path.read_bytes()
     search(problem(), STRATEGY, 23, seed=3, out=tmp_path, batch_size=5, resume=True)
-    if state is None:
-        path.unlink()
-    else:
-        path.write_bytes({b"": b"", "half": path.read_bytes()[:100], "older": older}[state])
+    for broken in (path, path.with_name("state.previous.safetensors")) if both else (path,):
+        if state is None:
+            broken.unlink()
+        else:
+            broken.write_bytes({b"": b"", "half": broken.read_bytes()[:100], "older": older}[state])
     search(problem(), STRATEGY, 40, seed=3, out=tmp_path, batch_size=5, resume=True)
     assert (tmp_path / "trials.jsonl").read_bytes() == uninterrupted["trials.jsonl"]
     assert path.read_bytes() == uninterrupted["state.safetensors"]
@@ -165,3 +201,30 @@ def test_the_configuration_on_disk_holds_the_whole_problem(uninterrupted):
 def test_bad_counts_are_refused():
     with pytest.raises(ValueError, match="n_trials=0"):
         search(problem(), Random(), 0)
+
+
+class Full:
+    """A disk that takes no more after a number of calls."""
+
+    def __init__(self, real, calls):
+        self.real, self.calls = real, calls
+
+    def __call__(self, *args):
+        self.calls -= 1
+        if self.calls < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return self.real(*args)
+
+
+@pytest.mark.parametrize("calls", range(4, 28))
+def test_a_disk_that_is_full_at_any_moment_leaves_all_that_was_finished(tmp_path, monkeypatch, uninterrupted, calls):
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", Full(os.fsync, calls))
+        told = []
+        with pytest.raises(OSError, match=r"No space left on device.*safe"):
+            search(problem(), STRATEGY, 40, seed=3, out=tmp_path, batch_size=5, progress=told.append)
+    assert load_trials(tmp_path) == told
+    assert not list(tmp_path.glob(".*.new"))
+    search(problem(), STRATEGY, 40, seed=3, out=tmp_path, batch_size=5, resume=True)
+    assert (tmp_path / "trials.jsonl").read_bytes() == uninterrupted["trials.jsonl"]
+    assert (tmp_path / "state.safetensors").read_bytes() == uninterrupted["state.safetensors"]
