@@ -10,14 +10,22 @@ import torch
 from torch import Tensor, nn
 
 from codesign.quant.layers import QUANTIZED, QuantizedLayer, quantized_layer
-from codesign.quant.quantizers import Method
+from codesign.quant.quantizers import Make, Method
 
 #: Bits of both operands, or (weight bits, input bits); one for all layers, or one for each by its name.
 LayerBits = int | tuple[int, int] | None
 Bits = LayerBits | Mapping[str, LayerBits]
 
 
-def quantize(module: nn.Module, bits: Bits, bitwidths: Iterable[int] = ()) -> nn.Module:
+def quantize(
+    module: nn.Module,
+    bits: Bits,
+    bitwidths: Iterable[int] = (),
+    quantizer: str | Make = "uniform",
+    weight_quantizer: str | Make | None = None,
+    input_quantizer: str | Make | None = None,
+    per_channel: bool = False,
+) -> nn.Module:
     """A copy of a network with its convolutions and linear layers quantized.
 
     Parameters
@@ -25,9 +33,16 @@ def quantize(module: nn.Module, bits: Bits, bitwidths: Iterable[int] = ()) -> nn
     module : nn.Module
     bits : int, (int, int) or mapping
         What the layers run at: bits of weights and inputs for all, or by layer name; layers that a mapping does not
-        name, and those mapped to None, stay in float.
+        name, and those mapped to None, stay in float. 1 to 16; 32 bits are float too.
     bitwidths : iterable of int
         Further bitwidths that `set_bits` may switch to.
+    quantizer : str or callable
+        A name in `QUANTIZERS`, or what makes a `Quantizer` of bits and channels (an int, or None for one step for the
+        whole tensor).
+    weight_quantizer, input_quantizer : str or callable, optional
+        In its place, for weights or inputs alone.
+    per_channel : bool
+        A step for each output channel of a weight; inputs have one for the whole tensor.
 
     Returns
     -------
@@ -37,15 +52,19 @@ def quantize(module: nn.Module, bits: Bits, bitwidths: Iterable[int] = ()) -> nn
     Raises
     ------
     ValueError
-        For a layer that is not there or cannot be quantized.
+        For a layer that is not there or cannot be quantized, an unknown quantizer, or bits out of range.
     """
     module = copy.deepcopy(module)
     names = [name for name, layer in module.named_modules() if type(layer) in QUANTIZED]
     pairs = _pairs(bits, names)
     widths = {*bitwidths, *(width for pair in pairs.values() if pair for width in pair)}
+    kinds = (weight_quantizer or quantizer, input_quantizer or quantizer)
     for name in names if bitwidths else [name for name in names if pairs[name]]:
-        parent = module.get_submodule(name.rpartition(".")[0])
-        setattr(parent, name.rpartition(".")[2], quantized_layer(module.get_submodule(name), widths))
+        layer = quantized_layer(module.get_submodule(name), widths, *kinds, per_channel)
+        if not name:
+            module = layer
+        else:
+            setattr(module.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], layer)
     set_bits(module, {name: pairs[name] for name, _ in quantized_layers(module)})
     return module
 
@@ -105,7 +124,7 @@ def mode(module: nn.Module, training: bool) -> Iterator[None]:
 
 
 @torch.no_grad()
-def calibrate(module: nn.Module, images: Tensor, method: Method = "mse", most_values: int = 10_000) -> None:
+def calibrate(module: nn.Module, images: Tensor, method: Method | None = None, most_values: int = 10_000) -> None:
     """Fit every step of a quantized network, for every bitwidth it may run at.
 
     Parameters
@@ -114,9 +133,15 @@ def calibrate(module: nn.Module, images: Tensor, method: Method = "mse", most_va
         From `quantize`. Its inputs are seen in float, so the steps do not depend on the bits it runs at now.
     images : Tensor
         One batch. It must not be of the test set.
-    method : {"minmax", "mse"}
+    method : {"minmax", "percentile", "mse", "lsq"}, optional
+        Each quantizer's own where none is given: "lsq" for `LSQ`, "mse" for the others.
     most_values : int
         Input values that a step is fitted to, evenly taken; weights are taken whole.
+
+    Raises
+    ------
+    ValueError
+        For a layer that the images do not reach or that sees values that are not finite, or an unknown method.
     """
     layers = dict(quantized_layers(module))
     bits = {name: (layer.weight_bits, layer.input_bits) for name, layer in layers.items()}
@@ -135,35 +160,64 @@ def calibrate(module: nn.Module, images: Tensor, method: Method = "mse", most_va
             hook.remove()
         for name, layer in layers.items():
             layer.weight_bits, layer.input_bits = bits[name]
+    unseen = [name for name in layers if name not in seen]
+    if unseen:
+        raise ValueError(
+            f"calibrate: every quantized layer must run on the images, but {', '.join(unseen)} did not; leave it in "
+            "float: quantize with bits by layer name."
+        )
     for name, layer in layers.items():
         values = seen[name][:: max(1, seen[name].numel() // most_values)]
-        for quantizer in layer.input_quantizers.values():
-            quantizer.calibrate(values, method)
-        for quantizer in layer.weight_quantizers.values():
-            quantizer.calibrate(layer.weight, method)
+        try:
+            for quantizer in layer.input_quantizers.values():
+                quantizer.calibrate(values, method)
+            for quantizer in layer.weight_quantizers.values():
+                quantizer.calibrate(layer.weight, method)
+        except ValueError as error:
+            raise ValueError(f"calibrate: layer {name!r}: {error}") from error
 
 
 @torch.no_grad()
 def recalibrate_batchnorm(module: nn.Module, images: Tensor, batch_size: int = 0) -> None:
-    """Replace the running statistics of every BatchNorm by those of the network as it is now.
+    """Replace the running statistics of every norm by those of the network as it is now.
 
     Parameters
     ----------
     module : nn.Module
+        Norms with statistics are BatchNorm, on one process or several, and InstanceNorm that tracks them; others, such
+        as LayerNorm, have none. A norm that does not run keeps its own.
     images : Tensor
         Not of the test set.
     batch_size : int
         0: all images at once. The statistics are the plain average over the batches.
     """
-    norms = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
-    before = [norm.momentum for norm in norms]
+    norms = [norm for norm in module.modules() if isinstance(norm, _NORMS) and norm.running_mean is not None]
+    before = [
+        (norm.momentum, {name: buffer.clone() for name, buffer in norm.named_buffers(recurse=False)}) for norm in norms
+    ]
+    batches = images.split(batch_size or len(images))
+    hooks = [norm.register_forward_pre_hook(_average) for norm in norms if not isinstance(norm, _BATCH_NORM)]
     try:
         for norm in norms:
             norm.reset_running_stats()
-            norm.momentum = None  # a cumulative average
+            norm.momentum = None  # BatchNorm's word for a cumulative average
         with mode(module, training=True):
-            for batch in images.split(batch_size or len(images)):
+            for batch in batches:
                 module(batch)
     finally:
-        for norm, momentum in zip(norms, before, strict=True):
+        for hook in hooks:
+            hook.remove()
+        for norm, (momentum, buffers) in zip(norms, before, strict=True):
             norm.momentum = momentum
+            if not norm.num_batches_tracked:
+                for name, buffer in buffers.items():
+                    getattr(norm, name).copy_(buffer)
+
+
+_NORMS, _BATCH_NORM = nn.modules.batchnorm._NormBase, nn.modules.batchnorm._BatchNorm
+
+
+def _average(norm: nn.Module, _: object) -> None:
+    """The momentum that averages this batch with those before; InstanceNorm does not count them itself."""
+    norm.num_batches_tracked += 1
+    norm.momentum = 1.0 / int(norm.num_batches_tracked)

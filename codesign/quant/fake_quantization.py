@@ -21,15 +21,34 @@ class Levels(NamedTuple):
     low: float
     high: float
     offset: float = 0.0  #: the levels are whole numbers plus this
+    clipped_only: bool = False  #: the gradient of the step comes from clipped values alone, as in PACT
 
     @property
     def count(self) -> int:
         """How many there are."""
         return int(self.high - self.low) + 1
 
+    @property
+    def passing(self) -> tuple[float, float]:
+        """First and last value, in steps, whose gradient passes."""
+        if self.clipped_only:  # what lies at the clip is clipped, and division may round it to just inside
+            return self.low * (1 - 2.0**-20), self.high * (1 - 2.0**-20)
+        return self.low, self.high
+
+    @property
+    def grid(self) -> tuple[float, ...]:
+        """A row of what the kernels take."""
+        return (self.low, self.high, self.offset, *self.passing, 0.0 if self.clipped_only else 1.0)
+
 
 def fake_quantize(
-    x: Tensor, step: Tensor, low: float, high: float, offset: float = 0.0, gradient_scale: float = 1.0
+    x: Tensor,
+    step: Tensor,
+    low: float,
+    high: float,
+    offset: float = 0.0,
+    clipped_only: bool = False,
+    gradient_scale: float = 1.0,
 ) -> Tensor:
     r"""Values rounded to the nearest multiple of ``step`` from ``low * step`` to ``high * step``.
 
@@ -42,6 +61,8 @@ def fake_quantize(
         First and last level.
     offset : float
         Levels are whole numbers plus this; so must ``low`` and ``high`` be.
+    clipped_only : bool
+        The gradient of the step comes from clipped values alone, and values at the clip are clipped: PACT.
     gradient_scale : float
         Factor on the gradient of the step.
 
@@ -66,7 +87,7 @@ def fake_quantize(
     Bengio, Leonard and Courville, arXiv:1308.3432, 2013 (straight through); Esser et al., "Learned step size
     quantization", ICLR 2020, equations 1 to 3 and 5.
     """
-    return _FakeQuantize.apply(x, step, Levels(low, high, offset), gradient_scale)
+    return _FakeQuantize.apply(x, step, Levels(low, high, offset, clipped_only), gradient_scale)
 
 
 def mix_quantized(
@@ -99,6 +120,17 @@ def mix_quantized(
     return _MixQuantized.apply(x, mixture, tuple(levels), scales, *steps)
 
 
+def nearest_level(x: Tensor, step: Tensor, levels: Levels) -> Tensor:
+    """The level that `fake_quantize` rounds each value to; shape of ``x``."""
+    return _level(_scaled(x, step), levels)
+
+
+def traced(x: Tensor) -> bool:
+    """Whether a tensor has no data to look at, or its operators are being recorded."""
+    plain = type(x) in (Tensor, nn.Parameter) and x.device.type != "meta"
+    return not plain or _get_current_dispatch_mode() is not None or torch.compiler.is_compiling()
+
+
 def step_gradient_scale(x: Tensor, step: Tensor, high: float) -> float:
     r"""The factor :math:`1 / \sqrt{n h}` on a step's gradient: values that share the step, and the last level.
 
@@ -129,7 +161,7 @@ class _FakeQuantize(torch.autograd.Function):
         if not ctx.fast:
             u = _scaled(x, step)
             inside = _inside(u, ctx.levels)
-            by_step = _sum_rows(g * torch.where(inside, _level(u, ctx.levels) - u, _level(u, ctx.levels)), step)
+            by_step = _sum_rows(g * _by_step(u, inside, ctx.levels), step)
             return g * inside, by_step * step.sign() * ctx.scale, None, None
         by_x, rows, sums = torch.empty_like(x), step.numel(), np.empty((1, step.numel()))
         arguments = _arguments([step], [ctx.levels])
@@ -173,10 +205,10 @@ class _MixQuantized(torch.autograd.Function):
             by_mixture, by_steps = torch.zeros_like(mixture), []
             for q, (step, levels) in enumerate(zip(steps, ctx.levels, strict=True)):
                 u = _scaled(x, step)
-                level, inside = _level(u, levels), _inside(u, levels)
+                inside = _inside(u, levels)
                 by_x += mixture[q] * (g * inside)
-                by_mixture[q] = (g * level * _spread(step, x)).sum()
-                by_steps.append(mixture[q] * _sum_rows(g * torch.where(inside, level - u, level), step))
+                by_mixture[q] = (g * _level(u, levels) * _spread(step, x)).sum()
+                by_steps.append(mixture[q] * _sum_rows(g * _by_step(u, inside, levels), step))
         by_steps = [by * s.sign() * scale for by, s, scale in zip(by_steps, steps, ctx.scales, strict=True)]
         return by_x.to(x.dtype), by_mixture, None, None, *by_steps
 
@@ -201,7 +233,14 @@ def _level(u: Tensor, levels: Levels) -> Tensor:
 
 
 def _inside(u: Tensor, levels: Levels) -> Tensor:
-    return (u >= levels.low) & (u <= levels.high)
+    first, last = levels.passing
+    return (u >= first) & (u <= last)
+
+
+def _by_step(u: Tensor, inside: Tensor, levels: Levels) -> Tensor:
+    """The derivative of what is written by the step."""
+    level = _level(u, levels)
+    return torch.where(inside, torch.zeros_like(u) if levels.clipped_only else level - u, level)
 
 
 def _sum_rows(values: Tensor, step: Tensor) -> Tensor:
@@ -213,8 +252,7 @@ def _sum_rows(values: Tensor, step: Tensor) -> Tensor:
 
 def _on_kernels(x: Tensor) -> bool:
     """Whether the kernels take a tensor: single precision, in this machine's memory, and nobody is tracing."""
-    plain = type(x) in (Tensor, nn.Parameter) and x.dtype == torch.float32 and x.device.type == "cpu"
-    return plain and _get_current_dispatch_mode() is None and not torch.compiler.is_compiling()
+    return x.dtype == torch.float32 and x.device.type == "cpu" and not traced(x)
 
 
 def _dense(x: Tensor, step: Tensor) -> Tensor:
@@ -241,6 +279,6 @@ def _numpy(x: Tensor) -> Any:
 
 
 def _arguments(steps: Sequence[Tensor], levels: Sequence[Levels]) -> tuple[Any, ...]:
-    """Steps, and each field of the levels, as the kernels take them."""
+    """Steps and grids as the kernels take them."""
     magnitudes = np.abs(np.stack([_numpy(step).reshape(-1) for step in steps]))
-    return magnitudes, *np.array(levels, np.float32).T.copy()
+    return magnitudes, np.array([each.grid for each in levels], np.float32)

@@ -1,7 +1,8 @@
 """Fake quantization of float32 arrays in one pass over memory, forward and backward.
 
-Arrays are (rows, n), with one step a row and quantizer: ``steps`` is (n_quantizers, rows), and ``low``, ``high`` and
-``offset`` have one number a quantizer. `codesign.quant.fake_quantization` has the equations. Loops run over blocks of a
+Arrays are (rows, n), with one step a row and quantizer: ``steps`` is (n_quantizers, rows). ``grids`` has a row a
+quantizer: first and last level, their offset, the range whose gradient passes, and the weight of the rounding in the
+gradient of the step. `codesign.quant.fake_quantization` has the equations. Loops run over blocks of a
 fixed number of lanes, which the compiler turns into vector instructions and which makes the order of a sum the same
 everywhere; what is left over at the end of a row follows one by one.
 """
@@ -28,21 +29,21 @@ def _level(u, low, high, offset):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def quantize(x: Floats, y: Floats, steps: Floats, low: Floats, high: Floats, offset: Floats) -> None:
+def quantize(x: Floats, y: Floats, steps: Floats, grids: Floats) -> None:
     """``y = step * level`` for one quantizer."""
-    a, b, o = low[0], high[0], offset[0]
+    low, high, offset = grids[0, 0], grids[0, 1], grids[0, 2]
     for row in range(x.shape[0]):
         values, out, step = x[row], y[row], steps[0, row]
         for i in range(values.size):
-            out[i] = _level(values[i] / step, a, b, o) * step
+            out[i] = _level(values[i] / step, low, high, offset) * step
 
 
 @njit(cache=True, nogil=True)
-def quantize_backward(
-    x: Floats, g: Floats, by_x: Floats, steps: Floats, low: Floats, high: Floats, offset: Floats, by_step: Doubles
-) -> None:
+def quantize_backward(x: Floats, g: Floats, by_x: Floats, steps: Floats, grids: Floats, by_step: Doubles) -> None:
     """Gradients of values and of steps, given that of ``y``, for one quantizer."""
-    n, a, b, o = x.shape[1], low[0], high[0], offset[0]
+    low, high, offset = grids[0, 0], grids[0, 1], grids[0, 2]
+    first, last, rounding = grids[0, 3], grids[0, 4], grids[0, 5]
+    n = x.shape[1]
     whole = n - n % LANES
     sums = np.zeros(LANES, np.float32)
     for row in range(x.shape[0]):
@@ -51,14 +52,14 @@ def quantize_backward(
         for block in range(0, whole, LANES):
             for j in range(LANES):
                 u = values[block + j] / step
-                level, inside = _level(u, a, b, o), (u >= a) and (u <= b)
+                level, inside = _level(u, low, high, offset), (u >= first) and (u <= last)
                 out[block + j] = upstream[block + j] if inside else _ZERO
-                sums[j] += upstream[block + j] * ((level - u) if inside else level)
+                sums[j] += upstream[block + j] * (rounding * (level - u) if inside else level)
         for i in range(whole, n):
             u = values[i] / step
-            level, inside = _level(u, a, b, o), (u >= a) and (u <= b)
+            level, inside = _level(u, low, high, offset), (u >= first) and (u <= last)
             out[i] = upstream[i] if inside else _ZERO
-            sums[i - whole] += upstream[i] * ((level - u) if inside else level)
+            sums[i - whole] += upstream[i] * (rounding * (level - u) if inside else level)
         total = 0.0
         for j in range(LANES):
             total += sums[j]
@@ -66,7 +67,7 @@ def quantize_backward(
 
 
 @njit(cache=True, nogil=True)
-def mix(x: Floats, y: Floats, steps: Floats, low: Floats, high: Floats, offset: Floats, mixture: Floats) -> None:
+def mix(x: Floats, y: Floats, steps: Floats, grids: Floats, mixture: Floats) -> None:
     """``y``, the sum over quantizers of ``mixture * step * level``."""
     n, quantizers = x.shape[1], mixture.size
     whole = n - n % LANES
@@ -77,59 +78,62 @@ def mix(x: Floats, y: Floats, steps: Floats, low: Floats, high: Floats, offset: 
             for j in range(LANES):
                 sums[j] = 0
             for q in range(quantizers):
-                step, a, b, o, m = steps[q, row], low[q], high[q], offset[q], mixture[q]
+                step, low, high, offset, m = steps[q, row], grids[q, 0], grids[q, 1], grids[q, 2], mixture[q]
                 for j in range(LANES):
-                    sums[j] += m * (_level(values[block + j] / step, a, b, o) * step)
+                    sums[j] += m * (_level(values[block + j] / step, low, high, offset) * step)
             for j in range(LANES):
                 out[block + j] = sums[j]
         for i in range(whole, n):
             out[i] = 0
             for q in range(quantizers):
-                step = steps[q, row]
-                out[i] += mixture[q] * (_level(values[i] / step, low[q], high[q], offset[q]) * step)
+                step, low, high, offset = steps[q, row], grids[q, 0], grids[q, 1], grids[q, 2]
+                out[i] += mixture[q] * (_level(values[i] / step, low, high, offset) * step)
 
 
 @njit(cache=True, nogil=True)
 def mix_backward(
-    x: Floats, g: Floats, by_x: Floats, steps: Floats, low: Floats, high: Floats, offset: Floats, mixture: Floats,
-    by_step: Doubles, by_mixture: Doubles,
+    x: Floats, g: Floats, by_x: Floats, steps: Floats, grids: Floats, mixture: Floats, by_step: Doubles,
+    by_mixture: Doubles,
 ) -> None:  # fmt: skip
     """Gradients of values, steps and, a row each, of the mixture, given that of ``y``."""
     n, quantizers = x.shape[1], mixture.size
     whole = n - n % LANES
     total = np.zeros(LANES, np.float32)
-    steps_lanes = np.zeros((quantizers, LANES + 16), np.float32)  # 16: no two rows 4096 bytes apart, which stalls
+    step_lanes = np.zeros((quantizers, LANES + 16), np.float32)  # 16: no two rows 4096 bytes apart, which stalls
     mixture_lanes = np.zeros((quantizers, LANES + 16), np.float32)
     for row in range(x.shape[0]):
         values, upstream, out = x[row], g[row], by_x[row]
-        steps_lanes[:] = 0
+        step_lanes[:] = 0
         mixture_lanes[:] = 0
         for block in range(0, whole, LANES):
             for j in range(LANES):
                 total[j] = 0
             for q in range(quantizers):
-                step, a, b, o, m = steps[q, row], low[q], high[q], offset[q], mixture[q]
-                step_sums, mixture_sums = steps_lanes[q], mixture_lanes[q]
+                low, high, offset = grids[q, 0], grids[q, 1], grids[q, 2]
+                first, last, rounding = grids[q, 3], grids[q, 4], grids[q, 5]
+                step, m, step_sums, mixture_sums = steps[q, row], mixture[q], step_lanes[q], mixture_lanes[q]
                 for j in range(LANES):
                     u, gradient = values[block + j] / step, upstream[block + j]
-                    level, inside = _level(u, a, b, o), (u >= a) and (u <= b)
+                    level, inside = _level(u, low, high, offset), (u >= first) and (u <= last)
                     total[j] += m * gradient if inside else _ZERO
-                    step_sums[j] += gradient * ((level - u) if inside else level)
+                    step_sums[j] += gradient * (rounding * (level - u) if inside else level)
                     mixture_sums[j] += gradient * level
             for j in range(LANES):
                 out[block + j] = total[j]
         for i in range(whole, n):
             out[i] = 0
             for q in range(quantizers):
+                low, high, offset = grids[q, 0], grids[q, 1], grids[q, 2]
+                first, last, rounding = grids[q, 3], grids[q, 4], grids[q, 5]
                 u, gradient = values[i] / steps[q, row], upstream[i]
-                level, inside = _level(u, low[q], high[q], offset[q]), (u >= low[q]) and (u <= high[q])
+                level, inside = _level(u, low, high, offset), (u >= first) and (u <= last)
                 out[i] += mixture[q] * gradient if inside else _ZERO
-                steps_lanes[q, i - whole] += gradient * ((level - u) if inside else level)
+                step_lanes[q, i - whole] += gradient * (rounding * (level - u) if inside else level)
                 mixture_lanes[q, i - whole] += gradient * level
         for q in range(quantizers):
             step_total, mixture_total = 0.0, 0.0
             for j in range(LANES):
-                step_total += steps_lanes[q, j]
+                step_total += step_lanes[q, j]
                 mixture_total += mixture_lanes[q, j]
             by_step[q, row] = mixture[q] * step_total
             by_mixture[q, row] = steps[q, row] * mixture_total

@@ -1,130 +1,64 @@
-"""Uniform fake quantization: values rounded to a grid of 2^bits levels, and gradients through the rounding."""
+"""The quantizers by name."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import NamedTuple
 
-import torch
-from torch import Tensor, nn
+from codesign.quant.calibration import Method
+from codesign.quant.dorefa import DoReFaInputs, DoReFaWeights
+from codesign.quant.pact import PACT, clip_penalty
+from codesign.quant.quantizer import FLOAT_BITS, MAX_BITS, FloatQuantizer, Integers, Quantizer
+from codesign.quant.uniform import LSQ, FixedQuantizer, UniformQuantizer, mixed_quantize
 
-from codesign.quant.fake_quantization import Levels, fake_quantize, mix_quantized, step_gradient_scale
+__all__ = [
+    "FLOAT_BITS", "LSQ", "MAX_BITS", "PACT", "QUANTIZERS", "DoReFaInputs", "DoReFaWeights", "FixedQuantizer",
+    "FloatQuantizer", "Integers", "Make", "Method", "Pair", "Quantizer", "UniformQuantizer", "clip_penalty",
+    "make_quantizer", "mixed_quantize",
+]  # fmt: skip
 
-Method = Literal["minmax", "mse"]
+#: What makes a quantizer: a subclass of `Quantizer`, or a function of bits and channels.
+Make = Callable[[int, "int | None"], Quantizer]
 
 
-class UniformQuantizer(nn.Module):
-    r"""Uniform quantizer of one tensor at one bitwidth; its step is fitted to data, and learned when it is trained.
+class Pair(NamedTuple):
+    """What quantizes weights and what quantizes the inputs of layers."""
 
-    Levels are 0 to 2^bits - 1 where the calibration data has no negative value, else -2^(bits-1) to 2^(bits-1) - 1.
+    weight: Make
+    input: Make
+
+
+#: By the names that `codesign.quant.quantize` takes.
+QUANTIZERS: dict[str, Pair] = {
+    "uniform": Pair(UniformQuantizer, UniformQuantizer),
+    "fixed": Pair(FixedQuantizer, FixedQuantizer),
+    "lsq": Pair(LSQ, LSQ),
+    "pact": Pair(PACT, PACT),
+    "dorefa": Pair(DoReFaWeights, DoReFaInputs),
+}
+
+
+def make_quantizer(kind: str | Make, operand: str, bits: int, channels: int | None = None) -> Quantizer:
+    """A quantizer, to be calibrated.
 
     Parameters
     ----------
+    kind : str or callable
+        A name in `QUANTIZERS`, or what makes one of bits and channels.
+    operand : {"weight", "input"}
     bits : int
-        1 to 16.
-
-    Attributes
-    ----------
-    step : Parameter, shape ()
-        nan until `calibrate` was called.
-    low, high : float
-        See `fake_quantize`; the buffer ``signed`` keeps them in a state dict.
+        1 to 16, or 32: values pass through in float.
+    channels : int, optional
+        One step for each channel.
 
     Raises
     ------
     ValueError
-        For bits out of range.
-
-    Notes
-    -----
-    The gradient of the step is scaled by :math:`1 / \sqrt{n h}` with the number :math:`n` of values and the last
-    level :math:`h`, which keeps its steps in proportion to those of the weights. Its magnitude is what counts, so
-    training cannot make it negative.
-
-    References
-    ----------
-    Esser et al., "Learned step size quantization", ICLR 2020, section 2.2.
+        For an unknown name or bits out of range.
     """
-
-    signed: Tensor
-
-    def __init__(self, bits: int) -> None:
-        super().__init__()
-        if not 1 <= bits <= 16:
-            raise ValueError(f"UniformQuantizer: bits must be from 1 to 16, got bits={bits}.")
-        self.bits = bits
-        self.step = nn.Parameter(torch.tensor(float("nan")))
-        self.register_buffer("signed", torch.tensor(False))
-        self._use_levels()
-
-    def _use_levels(self) -> None:
-        if bool(self.signed):
-            self.low, self.high = -(2.0 ** (self.bits - 1)), 2.0 ** (self.bits - 1) - 1
-        else:
-            self.low, self.high = 0.0, 2.0**self.bits - 1
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self._use_levels()
-
-    @torch.no_grad()
-    def calibrate(self, values: Tensor, method: Method = "mse") -> None:
-        """Fit the step to data.
-
-        Parameters
-        ----------
-        values : Tensor
-        method : {"minmax", "mse"}
-            The smallest step that clips nothing, or that of 50 shares of it which has the least squared error.
-
-        Raises
-        ------
-        ValueError
-            For no values, or values that are not finite.
-        """
-        values = values.detach().flatten()
-        if values.numel() == 0 or not bool(values.isfinite().all()):
-            raise ValueError("UniformQuantizer: calibration data must hold finite values, and at least one.")
-        self.signed.fill_(bool(values.min() < 0))
-        self._use_levels()
-        largest, smallest = values.max(), values.min()
-        widest = torch.stack([v / level for v, level in ((largest, self.high), (smallest, self.low)) if level]).max()
-        if not widest > 0:  # nothing but zeros: any step keeps them
-            widest = values.new_tensor(1.0)
-        if method == "minmax":
-            self.step.copy_(widest)
-            return
-        shares = torch.arange(1, 51, device=values.device) / 50
-        errors = torch.stack(
-            [(fake_quantize(values, widest * s, self.low, self.high) - values).square().mean() for s in shares]
-        )
-        self.step.copy_(widest * shares[errors.argmin()])
-
-    def forward(self, x: Tensor) -> Tensor:
-        scale = step_gradient_scale(x, self.step, self.high)
-        return fake_quantize(x, self.step, self.low, self.high, gradient_scale=scale)
-
-    def extra_repr(self) -> str:
-        return f"bits={self.bits}, step={self.step.item():.4g}, levels {self.low:.0f} to {self.high:.0f}"
-
-
-def mixed_quantize(x: Tensor, quantizers: Sequence[UniformQuantizer], mixture: Tensor) -> Tensor:
-    """The sum over quantizers of ``mixture[b] * quantizers[b](x)``, computed in one pass and keeping only ``x``.
-
-    Parameters
-    ----------
-    x : Tensor
-    quantizers : sequence of UniformQuantizer
-    mixture : Tensor, shape (n_quantizers,)
-
-    Notes
-    -----
-    Gradients are those of the sum: of ``x``, of the mixture, and of each step, scaled as in the quantizer alone.
-    """
-    return mix_quantized(
-        x,
-        [q.step for q in quantizers],
-        [Levels(q.low, q.high) for q in quantizers],
-        mixture,
-        [step_gradient_scale(x, q.step, q.high) for q in quantizers],
-    )
+    if isinstance(kind, str) and kind not in QUANTIZERS:
+        raise ValueError(f"quantize: the {operand} quantizer must be one of {', '.join(QUANTIZERS)}, got {kind!r}.")
+    if bits == FLOAT_BITS:
+        return FloatQuantizer(bits, channels)
+    make: Make = getattr(QUANTIZERS[kind], operand) if isinstance(kind, str) else kind
+    return make(bits, channels)

@@ -81,7 +81,7 @@ def test_a_mixture_is_the_sum_of_its_parts(name, dtype, per_channel):
         return mix_quantized(x, steps, [Levels(*levels) for levels in GRIDS], m, scales)
 
     def twin(x, m, *steps):
-        parts = [fake_quantize(x, s, *levels, k) for s, levels, k in zip(steps, GRIDS, scales, strict=True)]
+        parts = [fake_quantize(x, s, *levels, gradient_scale=k) for s, levels, k in zip(steps, GRIDS, scales, strict=True)]
         return sum(m[i] * y for i, y in enumerate(parts))
 
     results = [gradients(f, x, mixture, *steps, upstream=upstream) for f in (ours, twin)]
