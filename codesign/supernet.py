@@ -158,10 +158,10 @@ class WeightTrainer:
         self.network, self.data, self.training, self.n_steps, self.seed = network, data, training, n_steps, seed
         self.step_number = 0
         self.batches_per_epoch = max(1, len(data.labels) // training.batch_size)
-        self.names, parameters = zip(*network.named_parameters(), strict=True)
+        decays = {name: name.endswith("weight") for name, _ in network.named_parameters()}
         groups = [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": training.weight_decay},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+            {"params": [p for name, p in network.named_parameters() if decays[name] is decay], "weight_decay": rate}
+            for decay, rate in ((True, training.weight_decay), (False, 0.0))
         ]
         self.optimizer = torch.optim.SGD(groups, lr=0.0, momentum=training.momentum, nesterov=True)
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))

@@ -58,40 +58,37 @@ class SharedLayer(nn.Module):
 
 
 class SharedBatchNorm(nn.Module):
-    """BatchNorm of the first channels, with statistics of its own for each width.
-
-    Scale and shift belong to a channel and are shared. While `synchronized` the moments of a batch are those over all
-    processes.
+    """BatchNorm of the first channels, with a scale, a shift and statistics of its own for each option that it meets.
 
     Parameters
     ----------
     channels : sequence of int
-        The widths, ascending.
+        The width of each option.
 
     References
     ----------
-    Statistics of each width: Yu et al., "Slimmable neural networks", ICLR 2019, section 3.2, where scale and shift
-    are private to a width too; here a relaxed network mixes the widths, and needs one of each.
+    Yu et al., "Slimmable neural networks", ICLR 2019, section 3.2.
     """
 
     def __init__(self, channels: Sequence[int]) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels[-1]))
-        self.bias = nn.Parameter(torch.zeros(channels[-1]))
+        self.scale = nn.Parameter(torch.ones(len(channels), max(channels)))
+        self.shift = nn.Parameter(torch.zeros(len(channels), max(channels)))
         self.statistics = nn.ModuleList(nn.BatchNorm2d(n, affine=False) for n in channels)
 
-    def forward(self, x: Tensor, width: int | None) -> Tensor:
-        """Normalise at one of the widths; None: all channels, by the moments of this batch, which are not kept."""
-        n = x.shape[1]
-        weight, bias = self.weight[:n], self.bias[:n]
-        if width is None:
-            return batch_moments(x, weight, bias, None, 0.0, 1e-5)
-        kept = self.statistics[width]
+    def forward(self, x: Tensor, option: int) -> Tensor:
+        """Normalise as one option."""
+        n, kept = x.shape[1], self.statistics[option]
+        weight, bias = self.scale[option, :n], self.shift[option, :n]
         if not self.training:
             return functional.batch_norm(x, kept.running_mean, kept.running_var, weight, bias, False, 0.0, kept.eps)
         kept.num_batches_tracked.add_(1)
         share = 1.0 / int(kept.num_batches_tracked) if kept.momentum is None else kept.momentum
         return batch_moments(x, weight, bias, kept, share, kept.eps)
+
+    def soft(self, x: Tensor, weights: Tensor) -> Tensor:
+        """Normalise all channels by the moments of this batch, which are not kept, and mix scales and shifts."""
+        return batch_moments(x, weights @ self.scale, weights @ self.shift, None, 0.0, self.statistics[0].eps)
 
 
 class SharedBlock(nn.Module):
@@ -110,7 +107,7 @@ class SharedBlock(nn.Module):
         self.depthwise = SharedLayer((widest, 1, kernel, kernel), bits, groups=widest)
         self.depthwise_norm = SharedBatchNorm(widths)
         self.project = SharedLayer((shape.out_channels, widest, 1, 1), bits)
-        self.project_norm = SharedBatchNorm([shape.out_channels] * len(widths))
+        self.project_norm = SharedBatchNorm([shape.out_channels] * (len(widths) * len(space.skips)))
         self.inputs, self.project_inputs = Quantizers(input_bits), Quantizers(bits)
         self.pool = pooling(shape.stride)
 
@@ -128,7 +125,7 @@ class SharedBlock(nn.Module):
         y = functional.conv2d(y, kernel, None, self.shape.stride, block.kernel_size // 2, groups=hidden)
         y = self.project_inputs(functional.relu6(self.depthwise_norm(y, width)), a_bits)
         y = functional.conv2d(y, self.project.quantizers(self.project.weight[:, :hidden], w_bits))
-        y = self.project_norm(y, width)
+        y = self.project_norm(y, width * len(self.skips) + self.skips.index(block.skip))
         return y + skip(x, self.shape.out_channels, self.pool) if block.skip else y
 
     def soft(self, x: Tensor, relaxed: Relaxed) -> Tensor:
@@ -138,7 +135,7 @@ class SharedBlock(nn.Module):
         x = y = self.inputs(x, a_bits)
         if self.expansions[-1] > 1:
             y = functional.conv2d(y, self.expand.quantizers(self.expand.weight, w_bits))
-            y = functional.relu6(self.expand_norm(y, None))
+            y = functional.relu6(self.expand_norm.soft(y, by_expansion))
             y = self.depthwise_inputs(y, a_bits)
             if self.expansions[0] == 1:  # without an expansion the first channels are the block's input
                 first = y[:, :channels] + by_expansion[0] * (x - y[:, :channels])
@@ -146,14 +143,14 @@ class SharedBlock(nn.Module):
         rings = _at_least(by_kernel, _rings(kernel, self.kernel_sizes, by_kernel))
         weight = self.depthwise.quantizers(self.depthwise.weight, w_bits) * rings
         y = functional.conv2d(y, weight, None, self.shape.stride, kernel // 2, groups=len(weight))
-        y = self.project_inputs(functional.relu6(self.depthwise_norm(y, None)), a_bits)
+        y = self.project_inputs(functional.relu6(self.depthwise_norm.soft(y, by_expansion)), a_bits)
         # The channel mask stands after the normalisation, which would undo it, and the quantizer: on the weights.
         steps = torch.arange(y.shape[1], device=y.device) // channels
         mask = _at_least(
             by_expansion, torch.bucketize(steps, torch.tensor(self.expansions, device=y.device), right=True)
         )
         y = functional.conv2d(y, self.project.quantizers(self.project.weight, w_bits) * mask[:, None, None])
-        y = self.project_norm(y, None)
+        y = self.project_norm.soft(y, torch.outer(by_expansion, by_skip).flatten())
         if 1 not in self.skips:
             return y
         return y + by_skip[self.skips.index(1)] * skip(x, self.shape.out_channels, self.pool)
@@ -302,7 +299,8 @@ class Supernet(nn.Module):
             _copy_layer(block.depthwise, shared.depthwise, inputs)
             _copy_norm(block.depthwise_norm, shared.depthwise_norm, width)
             _copy_layer(block.project, shared.project, shared.project_inputs)
-            _copy_norm(block.project_norm, shared.project_norm, width)
+            option_of_sum = width * len(self.space.skips) + self.space.skips.index(option.skip)
+            _copy_norm(block.project_norm, shared.project_norm, option_of_sum)
         _copy_layer(network.head, self.head, self.head_inputs)
         _copy_norm(network.head_norm, self.head_norm, 0)
         _copy_layer(network.classifier, self.classifier, self.classifier_inputs)
@@ -335,8 +333,8 @@ def _copy_layer(layer: Any, shared: SharedLayer, inputs: Quantizers) -> None:
             own[bits].load_state_dict(bank.by_bits[bits].state_dict())
 
 
-def _copy_norm(norm: nn.BatchNorm2d, shared: SharedBatchNorm, width: int) -> None:
+def _copy_norm(norm: nn.BatchNorm2d, shared: SharedBatchNorm, option: int) -> None:
     n = norm.num_features
-    norm.weight.copy_(shared.weight[:n])
-    norm.bias.copy_(shared.bias[:n])
-    norm.load_state_dict(shared.statistics[width].state_dict(), strict=False)
+    norm.weight.copy_(shared.scale[option, :n])
+    norm.bias.copy_(shared.shift[option, :n])
+    norm.load_state_dict(shared.statistics[option].state_dict(), strict=False)
