@@ -195,7 +195,7 @@ class MobileNetV2Space(AbstractSpace):
 
     @cached_property
     def reference(self) -> Arch:
-        """MobileNetV2 itself at the widest bits, to which relative limits refer: most expansion, least kernel, a skip."""
+        """MobileNetV2 itself at the widest bits, to which relative limits refer."""
         block = Block(self.expansions[-1], self.kernel_sizes[0], self.skips[-1], self.bits[-1], self.bits[-1])
         return self.uniform(block)
 
