@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from codesign.data import Data
     from codesign.problem import Problem
     from codesign.strategies import AbstractStrategy
+    from codesign.supernet import SupernetTraining
     from hwmodels.cost import HardwareModel
 
 SPEC_NAME, SPEC_LOCK = "run.yaml", "run.lock"
@@ -29,6 +31,8 @@ SPEC_NAME, SPEC_LOCK = "run.yaml", "run.lock"
 FAMILIES = ("mobilenetv2",)
 #: Folders above a run in which a supernet is still taken to move along with it.
 MOST_UP = 2
+#: Fields of `SupernetTraining` for the digits, of which an epoch has 8 batches.
+DIGITS_TRAINING = {"float_epochs": 8, "epochs": 20}
 #: What may differ between a run and its continuation: where the data lie, and how many trials are wanted.
 FREE = ("data_dir", "trials")
 
@@ -199,14 +203,15 @@ class RunSpec:
         ValueError
             For a space, strategy or training whose fields do not fit.
         """
-        from codesign.supernet import SupernetTraining
-
-        training = from_fields("Supernet", SupernetTraining, self.supernet_settings)
+        strategy = self.search_strategy()
+        if hasattr(strategy, "steps_per_offer") and "steps_per_offer" not in self.strategy_settings:
+            offers = math.ceil(self.trials / self.batch_size)  # all steps are taken by the last trial
+            strategy = dataclasses.replace(strategy, steps_per_offer=math.ceil(strategy.steps / offers))
         return dataclasses.replace(
             self,
             preset=self.preset or self._preset,
-            strategy_settings=_plain(dataclasses.asdict(self.search_strategy())),
-            supernet_settings=_plain(dataclasses.asdict(training)),
+            strategy_settings=_plain(dataclasses.asdict(strategy)),
+            supernet_settings=_plain(dataclasses.asdict(self.supernet_training())),
         )
 
     def fitted(self, data: Data) -> RunSpec:
@@ -270,6 +275,20 @@ class RunSpec:
             f"Strategy {self.strategy!r}", STRATEGIES[self.strategy], self.strategy_settings
         )
         return strategy
+
+    def supernet_training(self) -> SupernetTraining:
+        """How the supernet is trained.
+
+        Raises
+        ------
+        ValueError
+            For an unknown setting, or a value that it cannot have.
+        """
+        from codesign.supernet import SupernetTraining
+
+        usual = DIGITS_TRAINING if self.dataset == "digits" else {}
+        training: SupernetTraining = from_fields("Supernet", SupernetTraining, {**usual, **self.supernet_settings})
+        return training
 
     def problem(self, accuracy: Any = None, supernet: Any = None) -> Problem:
         """The problem, its limits as numbers; without an ``accuracy`` candidates can be priced and not evaluated.

@@ -13,6 +13,7 @@ from codesign.metrics import LABELS, quantity, sense
 from codesign.problem import Problem
 from codesign.run_directory import write_atomically
 from codesign.trial import Trial, best_trial
+from hwmodels.cost import InfeasibleLayer, estimate
 
 #: Fields of a block, as its table names them.
 FIELDS = {
@@ -73,10 +74,9 @@ class SearchResult:
         over = {name: share for name, share in used.items() if not share <= 1}
         if over:
             raise ValueError(f"Search: the simulation of trial {best.number} must meet the limits, but uses {over}.")
-        reference = getattr(problem.space, "reference", None)
         return cls(
             best, len(trials), problem.objective, problem.space.decode(best.arch), {**best.metrics, **priced},
-            dict(problem.limits), used, problem.price(reference).metrics() if reference is not None else {},
+            dict(problem.limits), used, reference(problem)[1],
         )  # fmt: skip
 
     def record(self) -> dict[str, Any]:
@@ -128,6 +128,21 @@ class SearchResult:
         ]  # fmt: skip
         lines += [table(("simulated in full", "network", "limit", "used", "of the reference"), rows)]
         return "\n".join(lines)
+
+
+def reference(problem: Problem) -> tuple[Mapping[str, Any], dict[str, float]]:
+    """The options of the network that relative limits refer to, and its metrics on the chip given.
+
+    Both are empty where the space names none, and the latter where the chip cannot run it.
+    """
+    space: Any = getattr(problem.space, "network_space", problem.space)
+    arch = getattr(space, "reference", None)
+    if arch is None:
+        return {}, {}
+    try:
+        return space.decode(arch), estimate(space.workload(arch), problem.hardware).metrics()
+    except InfeasibleLayer:
+        return space.decode(arch), {}
 
 
 def _cell(field: str, value: Any) -> str:

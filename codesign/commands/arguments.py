@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ def command(commands: Any, name: str, help: str, example: str) -> argparse.Argum
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
         help=help,
-        description=help[0].upper() + help[1:] + ".",
+        description=textwrap.fill(f"{help[0].upper()}{help[1:]}.", 79),
         epilog="examples:\n" + "\n".join(f"  {line}" for line in example.strip().splitlines()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

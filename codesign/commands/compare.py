@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from codesign.compare import Entry
 
 EXAMPLE = """
-codesign compare mobilenet_v2 --bits w8a8,w4a4,w2a2 --hardware bitfusion,int8-array,loom --equal-area
-codesign compare resnet18 --bits w4a8 --hardware bitfusion,stripes --equal-area chip --area-mm2 4 --plot compare.png
+codesign compare mobilenet_v2 --bits w8a8,w4a4 --hardware bitfusion,loom
+codesign compare resnet18 --bits 4 --equal-area chip --area-mm2 4 --plot p.png
 """
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 EXAMPLE = """
 codesign estimate mobilenet_v2 --bits w4a8
-codesign estimate resnet18 --hardware my_chip.yaml --set rows=32 --plot layers.png
+codesign estimate resnet18 --hardware chip.yaml --set rows=32 --plot plot.png
 codesign estimate model.onnx layers.csv --objective energy --csv costs.csv
 """
 

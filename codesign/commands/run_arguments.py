@@ -66,7 +66,9 @@ def add_search_arguments(parser: argparse.ArgumentParser, limit: str) -> None:
     """The strategy, its limits, and the supernet."""
     group = parser.add_argument_group("search")
     group.add_argument("--limit", action="append", dest="limits", default=GIVEN, metavar="METRIC=VALUE", help=limit)
-    group.add_argument("--strategy", default=GIVEN, metavar="NAME", help="see below (default: mpnas)")
+    group.add_argument(
+        "--strategy", default=GIVEN, metavar="NAME", help="mpnas (default), gumbel, reinforce, random or nsga2"
+    )
     group.add_argument(
         "--strategy-set", action="append", default=GIVEN, metavar="FIELD=VALUE",
         help="a hyperparameter of the strategy; may be repeated",
@@ -127,7 +129,8 @@ def spec(args: argparse.Namespace, base: RunSpec | None = None) -> RunSpec:
     fields["strategy_settings"] = {**strategy, **_given(args, "strategy_set")}
     fields["supernet_settings"] = {
         **base.supernet_settings,
-        **_given(args, "supernet_set", supernet_epochs="epochs", sampling="sampling", precision="precision"),
+        **_given(args, "supernet_set", supernet_epochs="epochs", sampling="sampling"),
+        **({"precision": {"dtype": args.precision}} if hasattr(args, "precision") else {}),
     }
     return RunSpec.from_fields({**{f.name: getattr(base, f.name) for f in dataclasses.fields(base)}, **fields})
 

@@ -47,11 +47,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _record(problem: Problem, ranges: Mapping[str, Reach]) -> dict[str, Any]:
+    from codesign.search_result import reference
+
     space: Any = problem.space
+    options, metrics = reference(problem)
     return {
         "size": space.size,
-        "choices": [{"name": c.name, "options": _plain(c.options)} for c in space.choices],
-        "reference": {"arch": list(space.reference), "metrics": problem.price(space.reference).metrics()},
+        "choices": [{"name": c.name, "options": [_plain(option) for option in c.options]} for c in space.choices],
+        "reference": {"options": {name: _plain(option) for name, option in options.items()}, "metrics": metrics},
         "metrics": {
             metric: {
                 "low": reach.low,
@@ -64,13 +67,13 @@ def _record(problem: Problem, ranges: Mapping[str, Reach]) -> dict[str, Any]:
     }
 
 
-def _plain(options: Any) -> list[Any]:
-    return [option._asdict() if hasattr(option, "_asdict") else option for option in options]
+def _plain(option: Any) -> Any:
+    return option._asdict() if hasattr(option, "_asdict") else option
 
 
 def _text(name: str, chip: str, problem: Problem, ranges: Mapping[str, Reach]) -> str:
     from codesign.metrics import LABELS, quantity
-    from codesign.search_result import blocks_text
+    from codesign.search_result import blocks_text, reference
 
     space: Any = problem.space
     fields: dict[str, list[Any]] = {}
@@ -88,16 +91,13 @@ def _text(name: str, chip: str, problem: Problem, ranges: Mapping[str, Reach]) -
         output.table(("field", "values"), [(f, ", ".join(map(str, v))) for f, v in fields.items()], left=2),
         "",
     ]
-    metrics = problem.price(space.reference).metrics()
+    options, metrics = reference(problem)
     rows = [
-        (
-            LABELS.get(metric, (metric,))[0], quantity(metric, reach.low), quantity(metric, metrics[metric]),
-            quantity(metric, reach.high),
-        )
-        for metric, reach in ranges.items()
-    ]  # fmt: skip
+        (LABELS.get(metric, (metric,))[0], *(quantity(metric, value) if value is not None else "-" for value in values))
+        for metric, values in ((m, (reach.low, metrics.get(m), reach.high)) for m, reach in ranges.items())
+    ]
     lines += [output.table((f"on {chip}", "least", "reference", "most"), rows), ""]
-    lines += _wrapped("reference", blocks_text(space.decode(space.reference)))
+    lines += _wrapped("reference", blocks_text(options))
     ends: dict[str, list[str]] = {}
     for metric, reach in ranges.items():
         for end, arch in (("least", reach.low_arch), ("most", reach.high_arch)):

@@ -34,7 +34,7 @@ def test_the_networks_of_the_json_cost_what_it_says(codesign):
     record = json.loads(codesign("space mobilenetv2 --preset tiny --set rows=8 --json")[1])
     space, chip = MobileNetV2Space.preset("tiny"), BitFusion(rows=8)
     assert record["size"] == space.size == 288**2
-    assert record["reference"]["arch"] == list(space.uniform(Block(6, 3, 1, 8, 8)))
+    assert record["reference"]["options"] == {f"blocks.{i}": Block(6, 3, 1, 8, 8)._asdict() for i in range(2)}
     energy = record["metrics"]["energy_j"]
     for end in ("low", "high"):
         assert estimate(space.workload(energy[f"{end}_arch"]), chip).energy_j == pytest.approx(energy[end])

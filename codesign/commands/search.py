@@ -1,0 +1,80 @@
+"""``codesign search``: train shared weights, search networks under limits, and report the best one."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from codesign.commands import arguments, output, run_arguments
+
+if TYPE_CHECKING:
+    from codesign.run_spec import RunSpec
+
+EXAMPLE = """
+codesign search --limit energy_j=0.4x --out runs/digits
+codesign search --data cifar10 --data-dir D --limit latency_s=2ms --out runs/a
+codesign search --out runs/a --resume
+codesign search runs/a/run.yaml --seed 1 --out runs/b
+codesign search --hardware-choice rows=8,16 --limit area_mm2=3 --out runs/chip
+"""
+LIMIT = "such as energy_j=0.4x (of the reference network), latency_s=2ms or area_mm2=3; may be repeated"
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to the parser."""
+    parser = arguments.command(
+        commands, "search", "search a quantized network, its shape and bitwidths, under limits on its cost", EXAMPLE
+    )
+    add_run_arguments(parser, LIMIT)
+    parser.set_defaults(run=run)
+
+
+def add_run_arguments(parser: argparse.ArgumentParser, limit: str) -> None:
+    """What describes a search, and where it goes."""
+    given = run_arguments.GIVEN
+    parser.add_argument(
+        "spec", nargs="?", metavar="RUN.YAML", help="a run to repeat, which further options change in part"
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="where everything is kept")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in DIR")
+    parser.add_argument("--tensorboard", action="store_true", help="write metrics for TensorBoard too")
+    parser.add_argument("--device", metavar="NAME", help="cpu or cuda (default: a GPU where there is one)")
+    parser.add_argument("--space", dest="family", default=given, metavar="NAME", help="mobilenetv2 (default)")
+    run_arguments.add_space_arguments(parser)
+    run_arguments.add_data_arguments(parser)
+    run_arguments.add_chip_arguments(parser)
+    run_arguments.add_search_arguments(parser, limit)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Search, and print the chosen network and how it uses its limits."""
+    spec = specification(args)
+    output.check_folder(args.out)
+    from codesign.launch import launch
+
+    result = launch(spec, args.out, args.resume, not args.json, args.tensorboard, args.device)
+    if args.json:
+        print(json.dumps(result.record(), indent=1))
+    else:
+        print(result)
+        print(f"\nrun.yaml, trials, result.json, front.png, blocks.png, layers.png: {args.out}")
+    return 0
+
+
+def specification(args: argparse.Namespace, name: str | None = None) -> RunSpec:
+    """What the arguments describe: on top of the file given, or of the run that is gone on with.
+
+    Raises
+    ------
+    ValueError
+        For a file or a value that is none.
+    """
+    from codesign.run_spec import SPEC_NAME, RunSpec
+
+    held = Path(args.out) / (name or SPEC_NAME)
+    source = args.spec or (held if args.resume and held.exists() else None)
+    spec = run_arguments.spec(args, RunSpec.read(source) if source else None)
+    spec.hardware_model(), spec.space(), spec.search_strategy()  # bad names and values are said at once
+    return spec

@@ -1,0 +1,160 @@
+"""``codesign search`` and ``codesign front``: small searches on the digits, killed, gone on with, and repeated."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from codesign.cli import main
+from codesign.run_spec import RunSpec, load_run
+from codesign.trial import load_trials
+
+#: A job of a second: what is tested is the run, not the network.
+SMALL = (
+    "--n-train 128 --n-search 64 --trials 6 --batch-size 3 --supernet-epochs 1 --supernet-set float_epochs=1 "
+    "--supernet-set batch_size=32"
+)
+SEARCH = f"search --strategy random --limit energy_j=0.5x {SMALL}"
+MPNAS = f"search --limit energy_j=0.5x --strategy-set steps=4 --strategy-set cost_samples=4 {SMALL}"
+
+
+@pytest.fixture
+def codesign(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def run(line):
+        try:
+            code = main(line.split())
+        except SystemExit as stop:
+            code = stop.code
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def refused(codesign):
+    def run(line):
+        code, _, err = codesign(line)
+        assert code == 2 and "Traceback" not in err
+        return err.splitlines()[-1]
+
+    return run
+
+
+def test_a_search_ends_with_a_network_within_its_limits_and_a_directory_that_repeats_it(codesign, tmp_path):
+    code, out, _ = codesign(f"{MPNAS} --limit latency_s=0.9x --out a")
+    assert code == 0
+    assert max(map(len, out.splitlines())) <= 80
+    files = {path.name for path in (tmp_path / "a").iterdir()}
+    assert {"run.yaml", "trials.jsonl", "metrics.jsonl", "front.png", "blocks.png", "layers.png"} <= files
+    result = json.loads((tmp_path / "a" / "result.json").read_text())
+    assert set(result["limits"]) == {"energy_j", "latency_s"}
+    for name, use in result["limits"].items():
+        assert use["usage"] == result["metrics"][name] / use["limit"] <= 1
+    run = load_run(tmp_path / "a")
+    assert run.trial("best").number == result["trial"]
+    priced = run.spec.problem().price(run.trial("best").arch).metrics()
+    assert {name: result["metrics"][name] for name in priced} == priced
+    assert run.limits["energy_j"] == result["limits"]["energy_j"]["limit"] == 0.5 * result["reference"]["energy_j"]
+
+    code, out, _ = codesign("search a/run.yaml --out b --json")
+    assert code == 0 and json.loads(out) == result
+    assert load_trials("a") == load_trials("b")
+    assert RunSpec.read("a") == RunSpec.read("b")
+
+
+def test_a_run_that_exists_is_gone_on_with_only_when_asked_and_with_more_trials(codesign, refused):
+    assert codesign(f"{SEARCH} --out a")[0] == 0
+    before = load_trials("a")
+    assert "give --resume" in refused(f"{SEARCH} --out a")
+    assert "seed: 0 there, 1 here" in refused(f"{SEARCH} --seed 1 --out a --resume")
+    assert codesign("search --out a --resume --trials 8")[0] == 0
+    assert load_trials("a")[:6] == before and len(load_trials("a")) == 8
+
+
+def test_what_another_process_writes_is_left_alone(codesign, refused, tmp_path):
+    from codesign.run_directory import Lock
+
+    (tmp_path / "a").mkdir()
+    lock = Lock(tmp_path / "a" / "run.lock")
+    assert "writing here" in refused(f"{SEARCH} --out a")
+    lock.release()
+
+
+def test_limits_that_cannot_be_met_are_said_with_a_witness_before_anything_is_written(refused, tmp_path):
+    error = refused(f"{SEARCH} --limit latency_s=1ns --out a")
+    assert "cheapest found has" in error and "expansion=1" in error
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--limit power=3", "known are latency_s"),
+        ("--limit energy_j=3kg", "the unit must be one of"),
+        ("--strategy luck", "strategy must be one of mpnas"),
+        ("--strategy-set luck=1", "known are"),
+        ("--supernet-set luck=1", "known are"),
+        ("--sampling often", "got 'often'"),
+        ("--supernet nowhere", "there must be weights"),
+        ("--data nowhere", "must be one of digits"),
+        ("--preset cifar --space-set stages=3", "stages"),
+        ("--space bits", "cannot be searched from the command line yet"),
+        ("--hardware-choice rowz=8,16", "rowz"),
+        ("missing.yaml", "must be readable"),
+    ],
+)
+def test_bad_input_is_named(options, message, refused):
+    assert message in refused(f"search --out a {options}")
+
+
+def test_the_supernet_of_another_run_is_taken(codesign, tmp_path):
+    assert codesign(f"{SEARCH} --out a")[0] == 0
+    assert codesign(f"{SEARCH} --supernet a --out b")[0] == 0
+    assert load_trials("a") == load_trials("b")
+    assert not (tmp_path / "b" / "supernet").exists()
+
+
+def test_network_and_chip_are_chosen_together(codesign):
+    code, out, _ = codesign(f"{SEARCH} --hardware-choice rows=8,16 --limit area_mm2=2 --out a --json")
+    assert code == 0
+    result = json.loads(out)
+    assert result["options"]["chip.rows"] == 8
+    assert result["limits"]["area_mm2"]["usage"] <= 1
+
+
+def test_a_search_that_is_killed_twice_goes_on_to_the_same_result(codesign, tmp_path):
+    import torch
+
+    line = f"{MPNAS} --supernet-set checkpoint_steps=1"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    folder = tmp_path / "killed"
+
+    def killed_once(there, *more):
+        """Kill it as soon as a file has something."""
+        command = [sys.executable, "-m", "codesign.cli", *line.split(), "--out", "killed", *more]
+        process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE)
+        while not (there.exists() and there.stat().st_size):
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+
+    killed_once(folder / "supernet" / "state.safetensors")
+    killed_once(folder / "trials.jsonl", "--resume")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        assert codesign(f"{line} --out killed --resume")[0] == codesign(f"{line} --out whole")[0] == 0
+    finally:
+        torch.set_num_threads(threads)
+    for name in ("result.json", "trials.jsonl", "supernet/weights.safetensors", "state.safetensors"):
+        assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    steps = [(row["phase"], row["step"]) for row in rows]
+    assert len(steps) == len(set(steps))
