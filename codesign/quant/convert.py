@@ -57,14 +57,15 @@ def quantize(
     module = copy.deepcopy(module)
     names = [name for name, layer in module.named_modules() if type(layer) in QUANTIZED]
     pairs = _pairs(bits, names)
-    widths = {*bitwidths, *(width for pair in pairs.values() if pair for width in pair)}
     kinds = (weight_quantizer or quantizer, input_quantizer or quantizer)
+    exchanged = {}
     for name in names if bitwidths else [name for name in names if pairs[name]]:
-        layer = quantized_layer(module.get_submodule(name), widths, *kinds, per_channel)
-        if not name:
-            module = layer
-        else:
-            setattr(module.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], layer)
+        layer = module.get_submodule(name)
+        exchanged[id(layer)] = quantized_layer(layer, {*bitwidths, *(pairs[name] or ())}, *kinds, per_channel)
+    for parent in list(module.modules()):  # a layer that is used in several places stays one
+        for key, child in parent._modules.items():
+            parent._modules[key] = exchanged.get(id(child), child)
+    module = exchanged.get(id(module), module)
     set_bits(module, {name: pairs[name] for name, _ in quantized_layers(module)})
     return module
 

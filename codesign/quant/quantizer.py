@@ -165,13 +165,11 @@ class Quantizer(nn.Module):
         self._known_finite = False
 
     def extra_repr(self) -> str:
-        return f"bits={self.bits}, {self.step_text()}levels {self.low:g} to {self.high:g}"
-
-    def step_text(self) -> str:
-        """The step, where it does not depend on the tensor."""
-        step = self.step.detach().abs()
-        each = f"{step.item():.4g}" if step.numel() == 1 else f"{step.min():.4g} to {step.max():.4g}"
-        return f"step={each}, "
+        step = getattr(self, "step", None)  # DoReFa's follows the tensor
+        step_text = "" if step is None else f", step={step.abs().min():.4g}"
+        if step is not None and step.numel() > 1:
+            step_text += f" to {step.abs().max():.4g}"
+        return f"bits={self.bits}{step_text}, levels {self.low:g} to {self.high:g}"
 
 
 class FloatQuantizer(Quantizer):
