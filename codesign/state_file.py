@@ -91,7 +91,7 @@ def pack_state(state: State) -> bytes:
     """A state as one safetensors file: arrays as tensors, the rest as JSON in its header, with a checksum."""
     from safetensors.numpy import save
 
-    arrays = {name: np.ascontiguousarray(value) for name, value in state.items() if isinstance(value, np.ndarray)}
+    arrays = {name: np.asarray(value, order="C") for name, value in state.items() if isinstance(value, np.ndarray)}
     rest = json.dumps({name: value for name, value in state.items() if name not in arrays}, sort_keys=True)
     # One entry only: safetensors writes several in any order, and equal states are to be equal files.
     return save(arrays, {"state": json.dumps([_checksum(arrays, rest), rest])})

@@ -23,6 +23,7 @@ from codesign.accuracy import evaluate
 from codesign.augment import augmentation
 from codesign.data import Data, Images
 from codesign.describe import describe, digest
+from codesign.precision import Precision
 from codesign.quant.convert import mode, recalibrate_batchnorm
 from codesign.run_directory import RunDirectory, State, write_atomically
 from codesign.space import AbstractSpace, Arch
@@ -57,6 +58,8 @@ class SupernetTraining:
         gradients are averaged.
     clip_norm : float
         Largest norm of the gradient.
+    precision : Precision
+        What scores are computed in; a step whose gradient overflows is skipped.
     checkpoint_steps : int
         Steps between two checkpoints.
 
@@ -82,6 +85,7 @@ class SupernetTraining:
     weight_decay: float = 1e-4
     sampling: Literal["uniform", "sandwich", "fair"] = "uniform"
     clip_norm: float = 5.0
+    precision: Precision = field(default_factory=Precision)
     checkpoint_steps: int = 200
 
     def __post_init__(self) -> None:
@@ -164,6 +168,7 @@ class WeightTrainer:
             for decay, rate in ((True, training.weight_decay), (False, 0.0))
         ]
         self.optimizer = torch.optim.SGD(groups, lr=0.0, momentum=training.momentum, nesterov=True)
+        self.scaler = training.precision.scaler()
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))
         parallel = distributed.world_size() > 1
         self._forward = (
@@ -193,7 +198,7 @@ class WeightTrainer:
         Raises
         ------
         Stopped
-            Where a loss is not a number; the weights are those before the step.
+            Where a loss or a gradient is not finite; the weights are those before the step.
         """
         rate = self.training.learning_rate * self._schedule()
         for group in self.optimizer.param_groups:
@@ -204,17 +209,31 @@ class WeightTrainer:
         with mode(self.network, training=True):
             for arch in archs:
                 loss = functional.cross_entropy(self._forward(images, arch).float(), labels)
-                if not torch.isfinite(loss):
-                    raise Stopped(
-                        f"Supernet: the loss must stay finite, but is {loss.item()} at step {self.step_number} for "
-                        f"{_names(self.network.space, arch)}. The last checkpoint is kept; lower the learning rate."
-                    )
+                value = loss.detach().clone()
+                distributed.average([value])
+                self._check("loss", value.item(), [arch])
                 (loss / len(archs)).backward()
-                total += loss.item() / len(archs)
-        nn.utils.clip_grad_norm_(self.network.parameters(), self.training.clip_norm)
+                total += value.item() / len(archs)
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.training.clip_norm)
+        self._check("norm of the gradient", norm.item(), archs)
         self.optimizer.step()
         self.step_number += 1
         return total
+
+    def _check(self, what: str, value: float, archs: Sequence[Arch]) -> None:
+        if not math.isfinite(value):
+            raise Stopped(
+                f"Supernet: the {what} must stay finite, but is {value} at step {self.step_number} for "
+                f"{' and '.join(_names(self.network.space, arch) for arch in archs)}. The last checkpoint is kept; "
+                "lower the learning rate."
+            )
+
+    def _stopped(self, what: str, archs: Sequence[Arch]) -> Stopped:
+        names = "; ".join(_names(self.network.space, arch) for arch in archs)
+        return Stopped(
+            f"Supernet: {what} at step {self.step_number} for {names}. The last checkpoint is kept; lower the "
+            "learning rate, or clip the gradient more."
+        )
 
     def _schedule(self) -> float:
         """Linear warm-up, then a cosine to 0."""
@@ -224,7 +243,20 @@ class WeightTrainer:
         return 0.5 * (1 + math.cos(math.pi * (progress - self.training.warmup) / (1 - self.training.warmup)))
 
     def state(self) -> State:
-        """Everything that later steps depend on."""
+        """Everything that later steps depend on.
+
+        Raises
+        ------
+        Stopped
+            Where a parameter is not finite; a step may leave it so without the gradient being.
+        """
+        for name, parameter in self.network.named_parameters():
+            fitted = self.network.quantized or not name.endswith(".step")
+            if fitted and not bool(parameter.isfinite().all()):
+                raise Stopped(
+                    f"Supernet: parameters must stay finite, but {name} is not after {self.step_number} steps. The "
+                    "last checkpoint is kept; lower the learning rate."
+                )
         arrays = {f"weight.{name}": tensor for name, tensor in self.network.state_dict().items()}
         by_parameter = self.optimizer.state
         for name, parameter in self.network.named_parameters():
@@ -232,13 +264,15 @@ class WeightTrainer:
             if buffer is not None:
                 arrays[f"momentum.{name}"] = buffer
         kept = {name: tensor.detach().cpu().numpy().copy() for name, tensor in arrays.items()}
-        return {**kept, "step_number": self.step_number, "quantized": bool(self.network.quantized)}
+        return {**kept, "step_number": self.step_number, "quantized": bool(self.network.quantized),
+                "scaler": self.scaler.state()}  # fmt: skip
 
     def load(self, state: State) -> None:
         """Go on from a state."""
         load_weights(self.network, {n[7:]: torch.from_numpy(v) for n, v in state.items() if n.startswith("weight.")})
         self.network.use_quantizers(bool(state["quantized"]))
         self.step_number = int(state["step_number"])
+        self.scaler.load(state["scaler"])
         for name, parameter in self.network.named_parameters():
             kept = state.get(f"momentum.{name}")
             if kept is not None:

@@ -1,0 +1,92 @@
+"""A small search with shared weights for the tests: the tiny MobileNetV2 space on some of the digits."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import multiprocessing
+import os
+import signal
+import time
+
+import numpy as np
+import torch
+
+from codesign.data import Data, Images, digits
+from codesign.nets.mobilenetv2 import MobileNetV2Space
+from codesign.nets.mobilenetv2_supernet import Supernet
+from codesign.supernet import SupernetTraining, WeightTrainer, uniform
+
+SPACE = MobileNetV2Space.preset("tiny")
+TRAINING = SupernetTraining(float_epochs=1, epochs=3, batch_size=32, checkpoint_steps=3)
+
+
+def few(n_train: int = 128, n_search: int = 64) -> Data:
+    """Some digits."""
+    whole = digits(0)
+    return Data(*(Images(p.images[:n], p.labels[:n]) for p, n in zip(whole, (n_train, n_search, 64), strict=True)))
+
+
+def trained(space: MobileNetV2Space = SPACE, seed: int = 0, n_steps: int = 6) -> Supernet:
+    """Shared weights with quantizers, some steps after their calibration, so that nothing is at its first value."""
+    return copy.deepcopy(_trained(space, seed, n_steps))
+
+
+@functools.cache
+def _trained(space: MobileNetV2Space, seed: int, n_steps: int) -> Supernet:
+    data, training = few().train, SupernetTraining(batch_size=32)
+    network = Supernet(space, seed)
+    network.calibrate(data.images[:64])
+    trainer = WeightTrainer(network, data, training, n_steps, seed)
+    for _ in range(n_steps):
+        trainer.step(uniform(space, trainer.rng(3)))
+    return network
+
+
+def in_double(network: Supernet) -> Supernet:
+    """A copy in double precision: values hardly ever are so near the middle of two levels that rounding decides."""
+    return copy.deepcopy(network).double()
+
+
+def onehot(space: MobileNetV2Space, arch: tuple[int, ...], dtype: torch.dtype = torch.float64) -> list:
+    """The relaxed network in which every field has its value in ``arch`` with weight 1."""
+    indices = iter(space.split(arch))
+    return [
+        [torch.eye(len(values), dtype=dtype)[next(indices)] for values in choice.fields] for choice in space.choices
+    ]
+
+
+def archs(space: MobileNetV2Space, n: int, seed: int = 0) -> list[tuple[int, ...]]:
+    """The two ends of a space, and some archs between."""
+    rng = np.random.default_rng(seed)
+    return [space.smallest, space.largest, *(space.sample(rng) for _ in range(n))]
+
+
+def killed_after(work, n: int, delay_s: float = 0.0) -> int:
+    """Run ``work(progress)`` in a process that gets SIGKILL a moment after it called ``progress`` ``n`` times.
+
+    Returns
+    -------
+    int
+        How often it had called when it died; it calls more often than ``n`` if it lives long enough.
+    """
+    reader, writer = os.pipe()
+
+    def child() -> None:
+        os.close(reader)
+        work(lambda *_: os.write(writer, b"."))
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    os.close(writer)
+    calls = 0
+    while calls < n and os.read(reader, 1):
+        calls += 1
+    time.sleep(delay_s)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    while os.read(reader, 1):
+        calls += 1
+    os.close(reader)
+    return calls
