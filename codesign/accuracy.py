@@ -29,13 +29,20 @@ def evaluate(network: nn.Module, data: Images, batch_size: int = 500) -> dict[st
     batch_size : int
         Images at once. In memory they are kept pixel by pixel, which convolutions of several channels are faster on.
     """
+    return summary(scores_of(network, data, batch_size), data.labels)
+
+
+@torch.no_grad()
+def scores_of(network: nn.Module, data: Images, batch_size: int = 500) -> Tensor:
+    """What a network gives for each image, computed in batches; shape (n, classes)."""
     device = device_of(network)
     with mode(network, training=False):
-        scores = torch.cat([
-            network(_pixel_by_pixel(batch.to(device)))
-            for batch in data.images.split(batch_size)
-        ])  # fmt: skip
-    labels = data.labels.to(device)
+        return torch.cat([network(_pixel_by_pixel(batch.to(device))) for batch in data.images.split(batch_size)])
+
+
+def summary(scores: Tensor, labels: Tensor) -> dict[str, float]:
+    """``error`` and ``loss`` of scores, as `evaluate` gives them."""
+    labels = labels.to(scores.device)
     wrong = (scores.argmax(dim=1) != labels).double().mean()
     return {"error": wrong.item(), "loss": functional.cross_entropy(scores.double(), labels).item()}
 

@@ -223,6 +223,8 @@ class _Trainer:
         self.schedule = _schedule(recipe, self.optimizer, learning_rate, max(1, epochs * self.n_batches))
         self.scaler = recipe.precision.scaler()
         self.history: list[dict[str, float]] = []
+        #: Not among them are the steps of quantizers that are out of use and were never calibrated.
+        self.finite = {name for name, tensor in network.state_dict().items() if _is_finite(tensor)}
 
     def run_epoch(self) -> None:
         """One pass over the data, and its metrics at the end of `history`."""
@@ -232,7 +234,9 @@ class _Trainer:
         with mode(self.network, training=True):
             for batch in order[: self.n_batches * size].split(size):
                 losses.append(self._step(batch, len(losses)))
-        bad = [name for name, tensor in self.network.state_dict().items() if not _is_finite(tensor)]
+        bad = [
+            name for name, tensor in self.network.state_dict().items() if name in self.finite and not _is_finite(tensor)
+        ]
         if bad:
             raise self._stopped("the weights", f"not in {bad[0]} and {len(bad) - 1} more", self.n_batches - 1)
         self.history.append({
