@@ -208,31 +208,31 @@ class WeightTrainer:
         total = 0.0
         with mode(self.network, training=True):
             for arch in archs:
-                loss = functional.cross_entropy(self._forward(images, arch).float(), labels)
+                with self.training.precision.autocast(images.device):
+                    scores = self._forward(images, arch)
+                loss = functional.cross_entropy(scores.float(), labels)
                 value = loss.detach().clone()
                 distributed.average([value])
-                self._check("loss", value.item(), [arch])
-                (loss / len(archs)).backward()
+                if not self.scaler.skips:
+                    self._check("loss", value.item(), [arch])
+                self.scaler.backward(loss / len(archs))
                 total += value.item() / len(archs)
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.training.clip_norm)
-        self._check("norm of the gradient", norm.item(), archs)
-        self.optimizer.step()
+        try:
+            self.scaler.step(self.optimizer, self.training.clip_norm)
+        except FloatingPointError as error:
+            raise self._stopped(str(error), archs) from None
         self.step_number += 1
         return total
 
     def _check(self, what: str, value: float, archs: Sequence[Arch]) -> None:
         if not math.isfinite(value):
-            raise Stopped(
-                f"Supernet: the {what} must stay finite, but is {value} at step {self.step_number} for "
-                f"{' and '.join(_names(self.network.space, arch) for arch in archs)}. The last checkpoint is kept; "
-                "lower the learning rate."
-            )
+            raise self._stopped(f"the {what} must be finite, but is {value}", archs)
 
     def _stopped(self, what: str, archs: Sequence[Arch]) -> Stopped:
-        names = "; ".join(_names(self.network.space, arch) for arch in archs)
         return Stopped(
-            f"Supernet: {what} at step {self.step_number} for {names}. The last checkpoint is kept; lower the "
-            "learning rate, or clip the gradient more."
+            f"Supernet: {what} at step {self.step_number} for "
+            f"{' and '.join(_names(self.network.space, arch) for arch in archs)}. The last checkpoint is kept; lower "
+            "the learning rate."
         )
 
     def _schedule(self) -> float:

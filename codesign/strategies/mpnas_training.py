@@ -121,7 +121,9 @@ class Training(AbstractTraining):
         masks = relax(logits, noise, self.temperature)
         with mode(self.network, training=True):
             fields = by_block(self.problem.space, masks.to(images))[: len(self.network.space.choices)]
-            loss = functional.cross_entropy(self.network.soft(images, fields).float(), labels)
+            with self.weights.training.precision.autocast(images.device):
+                scores = self.network.soft(images, fields)
+            loss = functional.cross_entropy(scores.float(), labels)
         (gradient,) = torch.autograd.grad(loss, logits)
         value = loss.detach()
         distributed.average([gradient, value])
