@@ -1,0 +1,409 @@
+"""MP-NAS on CIFAR-10: fronts of the joint search against fixed networks, random search and NSGA-II.
+
+    python benchmarks/repro_mpnas.py --budget                           # image passes of every arm
+    python benchmarks/repro_mpnas.py --data-dir DATA --work runs/mpnas  # compute what is missing, and report
+    python benchmarks/repro_mpnas.py --report                           # tables and plots from committed results
+
+DATA holds ``cifar10.npz`` or torchvision's files, and Fashion-MNIST likewise. Work is cut into jobs; the result of each
+is kept in ``benchmarks/results/mpnas.json``, so a run that was stopped goes on, ``--minutes`` stops it by itself, and
+several processes may work side by side. Every job computes on one thread and is seeded: who does it, and when, does not
+matter. ``--preset full`` is the same at full width, all 22 blocks and all images, for a GPU.
+
+MP-NAS (Gong et al., ICCAD 2019) publishes its results as figures whose numbers are not in the text, so there is no
+printed figure to stand beside ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from codesign.accuracy import evaluate
+from codesign.chip_space import ChipSpace
+from codesign.cost_table import cost_table
+from codesign.data import Data, load_data
+from codesign.describe import describe, versions
+from codesign.nets.mobilenetv2 import FIXED_BITS, MobileNetV2Space, Stage
+from codesign.nets.mobilenetv2_network import MobileNetV2
+from codesign.nets.mobilenetv2_supernet import Supernet
+from codesign.problem import Problem
+from codesign.quant import calibrate, quantize
+from codesign.run_directory import Lock, RunDirectoryError, write_atomically
+from codesign.search import search
+from codesign.space import AbstractSpace, Arch, BitwidthSpace
+from codesign.strategies import MPNAS, NSGA2, AbstractStrategy, AbstractTrainer, Gumbel, Random, Reinforce
+from codesign.supernet import SupernetAccuracy, SupernetTask, SupernetTraining, statistics_of, train_supernet
+from codesign.train import PICTURES, train
+from codesign.trial import best_trial
+from hwmodels import BitFusion, estimate
+
+RESULTS = Path(__file__).parent / "results"
+#: Images that BatchNorm statistics are fitted to before a candidate is scored, as `statistics_of` takes them.
+N_STATISTICS = 512
+FORWARD, FORWARD_AND_BACKWARD = 1, 3  # image passes
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How large the experiment is."""
+
+    space: MobileNetV2Space
+    n_train: int | None
+    n_search: int
+    supernet: SupernetTraining
+    policy_steps: int
+    sampler_trials: int
+    float_epochs: int
+    epochs: int
+    learning_rate: float = 0.1
+    batch_size: int = 64
+    seeds: tuple[int, ...] = (0, 1, 2)
+    #: Energy, in shares of that of the fixed network at 8 bits. The bits of that network alone reach 0.33.
+    limits: tuple[float, ...] = (0.2, 0.3, 0.45, 0.65)
+    knapsack_limits: tuple[float, ...] = (0.36, 0.45, 0.6, 0.8)
+    chip: BitFusion = dataclasses.field(default_factory=BitFusion)
+    chip_fields: tuple[tuple[str, tuple[int, ...]], ...] = (("rows", (8, 16, 32)), ("dram_bits_per_cycle", (64, 192)))
+    trainer_batch: int = 5
+
+    @property
+    def strategies(self) -> dict[str, AbstractStrategy]:
+        """By name; each offers or asks for candidates in batches."""
+        steps = {"steps": self.policy_steps, "learning_rate": 0.1}
+        return {
+            "mpnas": MPNAS(**steps), "gumbel": Gumbel(**steps), "reinforce": Reinforce(), "random": Random(),
+            "nsga2": NSGA2(population=10),
+        }  # fmt: skip
+
+    def n_trials(self, strategy: AbstractStrategy) -> int:
+        """Evaluations of a strategy."""
+        if isinstance(strategy, MPNAS):
+            return self.policy_steps // strategy.steps_per_offer * self.trainer_batch
+        return self.sampler_trials
+
+    def search_passes(self, strategy: AbstractStrategy) -> int:
+        """Image passes of one search: gradient steps of weights and policy, and evaluations."""
+        evaluations = self.n_trials(strategy) * (N_STATISTICS + self.n_search) * FORWARD
+        if not isinstance(strategy, MPNAS):
+            return evaluations
+        steps = self.policy_steps * (1 + strategy.weight_steps)
+        return evaluations + steps * self.batch_size * FORWARD_AND_BACKWARD
+
+
+#: Stride 2 already in the first block: a quarter of the work of the CIFAR preset, and maps of 4 x 4 at the end.
+_REDUCED_STAGES = tuple(
+    Stage(*stage)
+    for stage in zip((16, 24, 32, 64, 128, 160, 256), (2, 1, 2, 2, 1, 1, 1), (1, 2, 4, 4, 4, 5, 2), strict=True)
+)
+PRESETS = {
+    "reduced": Preset(
+        MobileNetV2Space.preset("cifar", width=0.25, depth=0.5, stages=_REDUCED_STAGES, head_channels=320),
+        n_train=10_000, n_search=1000, supernet=SupernetTraining(5, 10), policy_steps=120, sampler_trials=60,
+        float_epochs=2, epochs=6,
+    ),
+    "full": Preset(
+        MobileNetV2Space.preset("cifar"), n_train=None, n_search=5000, supernet=SupernetTraining(40, 80),
+        policy_steps=4000, sampler_trials=600, float_epochs=60, epochs=60, batch_size=128,
+    ),
+}  # fmt: skip
+DATA_SETS = {"cifar10": {}, "fashion-mnist": {"input_size": 28, "in_channels": 1}}
+
+
+class Experiment:
+    """Jobs over one preset; the result of each is kept under its name."""
+
+    def __init__(self, name: str, data_dir: str | None, work: Path) -> None:
+        self.name, self.preset, self.data_dir, self.work = name, PRESETS[name], data_dir, work
+        self.path = RESULTS / f"mpnas{'' if name == 'reduced' else f'_{name}'}.json"
+        self._data: dict[str, Data] = {}
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """What is known so far, by the name of the job."""
+        return json.loads(self.path.read_bytes())["results"] if self.path.exists() else {}
+
+    def keep(self, job: str, result: dict[str, Any]) -> None:
+        """Add one result to the file, which other processes may write too."""
+        self.work.mkdir(parents=True, exist_ok=True)
+        while True:
+            try:
+                lock = Lock(self.work / "results.lock")
+                break
+            except RunDirectoryError:
+                time.sleep(0.2)
+        try:
+            results = {**self.results, job: {**result, "machine": platform.machine(), "versions": versions()}}
+            text = json.dumps({"preset": describe(self.preset), "results": dict(sorted(results.items()))}, indent=1)
+            write_atomically(self.path, text.encode())
+        finally:
+            lock.release()
+
+    # --- what jobs need ------------------------------------------------------------------------------------------
+
+    def space(self, data: str) -> MobileNetV2Space:
+        return dataclasses.replace(self.preset.space, **DATA_SETS[data])
+
+    def data(self, name: str) -> Data:
+        if name not in self._data:
+            self._data[name] = load_data(name, self.data_dir, self.preset.n_train, self.preset.n_search)
+        return self._data[name]
+
+    def supernet(self, data: str, seed: int) -> Supernet:
+        """The shared weights of a seed, trained or read back."""
+        network = Supernet(self.space(data), seed).to(memory_format=torch.channels_last)
+        training = dataclasses.replace(self.preset.supernet, batch_size=self.preset.batch_size)
+        train_supernet(network, self.data(data), training, seed, self.work / f"supernet-{data}-{seed}", resume=True)
+        return network
+
+    def problem(self, data: str, limits: dict[str, float], network: Supernet | None, seed: int = 0) -> Problem:
+        """Limits as shares of what the fixed network at 8 bits costs; an area stays as it is."""
+        space: AbstractSpace = self.space(data)
+        whole = Problem(space, _no_accuracy, self.preset.chip).price(space.reference).metrics()
+        limits = {name: share * (1 if name == "area_mm2" else whole[name]) for name, share in limits.items()}
+        if "area_mm2" in limits:
+            space = ChipSpace(space, dict(self.preset.chip_fields))
+        if network is None:
+            return Problem(space, _no_accuracy, self.preset.chip, limits)
+        training = dataclasses.replace(self.preset.supernet, batch_size=self.preset.batch_size)
+        task = SupernetTask(network, self.data(data), training)
+        accuracy = SupernetAccuracy(network, statistics_of(self.data(data).train), self.data(data).search)
+        return Problem(space, accuracy, self.preset.chip, limits, supernet=task, objective="loss")
+
+    # --- jobs ----------------------------------------------------------------------------------------------------
+
+    def search(self, data: str, strategy_name: str, limits: dict[str, float], seed: int) -> dict[str, Any]:
+        """One search: its trials, the chosen network, and how it uses its limits by a full simulation."""
+        strategy = self.preset.strategies[strategy_name]
+        problem = self.problem(data, limits, self.supernet(data, seed))
+        out = self.work / f"search-{data}-{strategy_name}-{_hash([data, strategy_name, limits, seed])}"
+        begun = time.perf_counter()
+        n_trials = self.preset.n_trials(strategy)
+        batch = self.preset.trainer_batch if isinstance(strategy, AbstractTrainer) else 10
+        trials = search(problem, strategy, n_trials, seed, out, batch_size=batch, resume=True)
+        seconds = time.perf_counter() - begun
+        best = best_trial(trials, "loss")
+        report = problem.price(best.arch)
+        return {
+            "arch": best.arch, "network_arch": problem.space.network_arch(best.arch),
+            "chip": problem.space.chip_options(best.arch) if isinstance(problem.space, ChipSpace) else {},
+            "metrics": {**best.metrics, **report.metrics()}, "usage": problem.usage(best.arch),
+            "trials": [[t.metrics["error"], t.metrics["loss"], t.metrics["energy_j"], t.metrics["latency_s"]]
+                       for t in trials],
+            "evaluations": len(trials), "image_passes": self.preset.search_passes(strategy), "search_s": seconds,
+        }  # fmt: skip
+
+    def final(self, data: str, arch: Arch, seed: int, layer_bits: dict[str, tuple[int, int]] | None) -> dict[str, Any]:
+        """A network trained from scratch, in float and then quantized, and its error on the test set, read once."""
+        space, images = self.space(data), self.data(data)
+        bits = layer_bits or space.layer_bits(arch)
+        network = MobileNetV2(space, space.blocks(arch), seed).to(memory_format=torch.channels_last)
+        recipe = dataclasses.replace(PICTURES, batch_size=self.preset.batch_size,
+                                     augment="crop-flip" if space.in_channels == 3 else "shift")  # fmt: skip
+        rate, place = self.preset.learning_rate, self.work / f"final-{_hash([data, arch, seed, layer_bits])}"
+        place.mkdir(parents=True, exist_ok=True)
+        begun = time.perf_counter()
+        train(network, images.train, self.preset.float_epochs, rate, seed, recipe, checkpoint=place / "float")
+        network = quantize(network, bits)
+        calibrate(network, statistics_of(images.train))
+        train(network, images.train, self.preset.epochs, rate / 2, seed + 1, recipe, checkpoint=place / "quantized")
+        save_file({name: t.contiguous() for name, t in network.state_dict().items()}, place / "weights.safetensors")
+        test, held_out = evaluate(network, images.test), evaluate(network, images.search)
+        workload = space.workload(arch)
+        if layer_bits:
+            workload = workload.with_bits({n: w for n, (w, _) in bits.items()}, {n: a for n, (_, a) in bits.items()})
+        report = estimate(workload, self.preset.chip)
+        return {
+            "arch": arch, "bits": bits, "layer_bits": layer_bits is not None,
+            "test_error": test["error"], "search_error": held_out["error"],
+            "energy_j": report.energy_j, "latency_s": report.latency_s, "train_s": time.perf_counter() - begun,
+        }  # fmt: skip
+
+    def knapsack(self, data: str, shares: Sequence[float]) -> dict[str, Any]:
+        """The best bits of each layer of the fixed network under energy limits, by the exact knapsack.
+
+        Its sensitivities are those of the network that was trained at 8 bits, on the images that searches score on.
+        """
+        from codesign.sensitivity import additivity, sensitivities
+        from safetensors.torch import load_file
+
+        from codesign.knapsack import knapsack
+
+        space, images = self.space(data), self.data(data)
+        begun = time.perf_counter()
+        pinned = dict.fromkeys(("stem", "head", "classifier"), FIXED_BITS)
+        fixed = BitwidthSpace(space.workload(space.reference), space.bits, pinned)
+        network = space.build(space.reference, 0, bitwidths=space.bits)
+        trained = load_file(self.work / f"final-{_hash([data, space.reference, 0, None])}" / "weights.safetensors")
+        network.load_state_dict(trained, strict=False)
+        calibrate(network, statistics_of(images.train))
+        found = sensitivities(network, fixed, statistics_of(images.train), images.search)
+        check = additivity(found, network, fixed, statistics_of(images.train), images.search)
+        table, whole = cost_table(fixed, self.preset.chip), Problem(fixed, _no_accuracy, self.preset.chip)
+        limit_j = whole.price(fixed.uniform(max(fixed.bits))).energy_j
+        optima = {share: knapsack(table, found.factors(fixed), {"energy_j": share * limit_j}) for share in shares}
+        n_evaluations = len(fixed.searched) * len(fixed.bits) ** 2
+        return {
+            "bits": {str(share): fixed.layer_bits(optimum.arch) for share, optimum in optima.items()},
+            "gap": max(optimum.gap for optimum in optima.values()), "r2": check.r2, "tau": check.tau,
+            "evaluations": n_evaluations, "image_passes": n_evaluations * (N_STATISTICS + self.preset.n_search),
+            "search_s": time.perf_counter() - begun,
+        }  # fmt: skip
+
+    def tau(self, data: str, seed: int) -> dict[str, Any]:
+        """Agreement of the supernet's scores with the networks trained from scratch."""
+        from scipy.stats import kendalltau
+
+        finals = {tuple(r["arch"]): r["test_error"] for r in self.finals(data).values() if not r["layer_bits"]}
+        problem = self.problem(data, {}, self.supernet(data, seed))
+        scores = [problem.accuracy(arch)["loss"] for arch in finals]
+        found = kendalltau(scores, list(finals.values()))
+        return {"n": len(finals), "tau": found.statistic, "p": found.pvalue, "scores": scores,
+                "errors": list(finals.values())}  # fmt: skip
+
+    def finals(self, data: str) -> dict[str, Any]:
+        """Networks that were trained from scratch, by the name of the job."""
+        return {name: result for name, result in self.results.items() if name.startswith(f"final/{data}/")}
+
+    # --- the queue -----------------------------------------------------------------------------------------------
+
+    def jobs(self) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+        """Names and work in their order, as far as what they need is known."""
+        first = self.preset.seeds[0]
+        yield from self._finals_of_fixed("cifar10")
+        for seed in self.preset.seeds:
+            for limit in self.preset.limits:
+                for name in self.preset.strategies:
+                    limits = {"energy_j": limit}
+                    yield f"search/cifar10/{name}/{limit}/{seed}", partial(self.search, "cifar10", name, limits, seed)
+            if seed == first:
+                limits = {"energy_j": 0.3, "area_mm2": 2.0}
+                yield f"search/cifar10/mpnas-chip/0.3/{seed}", partial(self.search, "cifar10", "mpnas", limits, seed)
+                yield "knapsack/cifar10", partial(self.knapsack, "cifar10", self.preset.knapsack_limits)
+                yield from self._finals_of_knapsack("cifar10")
+            yield from self._finals_of_searches("cifar10", seed)
+            if seed == first:
+                yield f"tau/cifar10/{seed}", partial(self.tau, "cifar10", seed)
+        yield from self._finals_of_fixed("fashion-mnist")
+        for limit in self.preset.limits:
+            work = partial(self.search, "fashion-mnist", "mpnas", {"energy_j": limit}, first)
+            yield f"search/fashion-mnist/mpnas/{limit}/{first}", work
+        yield from self._finals_of_searches("fashion-mnist", first)
+
+    def _final(self, data: str, arch: Sequence[int], seed: int, bits: Any = None) -> tuple[str, Callable[[], Any]]:
+        arch = tuple(arch)
+        return f"final/{data}/{_hash([arch, bits])}/{seed}", partial(self.final, data, arch, seed, bits)
+
+    def _finals_of_fixed(self, data: str) -> Iterator[tuple[str, Callable[[], Any]]]:
+        space = self.space(data)
+        for bits in reversed(space.bits):
+            yield self._final(data, self.uniform(space, bits), self.preset.seeds[0])
+
+    @staticmethod
+    def uniform(space: MobileNetV2Space, bits: int) -> Arch:
+        """The fixed network at one bitwidth."""
+        return space.uniform(space.blocks(space.reference)[0]._replace(weight_bits=bits, input_bits=bits))
+
+    def _finals_of_knapsack(self, data: str) -> Iterator[tuple[str, Callable[[], Any]]]:
+        found = self.results.get(f"knapsack/{data}", {"bits": {}})
+        for bits in found["bits"].values():
+            yield self._final(data, self.space(data).reference, self.preset.seeds[0], bits)
+
+    def _finals_of_searches(self, data: str, seed: int) -> Iterator[tuple[str, Callable[[], Any]]]:
+        for name, result in self.results.items():
+            if name.startswith(f"search/{data}/") and name.endswith(f"/{seed}"):
+                yield self._final(data, result["network_arch"], seed)
+
+    def run(self, minutes: float) -> bool:
+        """Do the first job that nobody has done or is doing, again and again; whether all are done."""
+        end = time.monotonic() + 60 * minutes
+        while time.monotonic() < end:
+            done, waiting = self.results, 0
+            for name, work in self.jobs():
+                if name in done:
+                    continue
+                try:
+                    lock = Lock(self.work / f"{_hash(name)}.lock")
+                except RunDirectoryError:  # another process is at it
+                    waiting += 1
+                    continue
+                try:
+                    begun = time.perf_counter()
+                    print(f"{time.strftime('%H:%M:%S')} {name}", flush=True)
+                    self.keep(name, {**work(), "job_s": time.perf_counter() - begun})
+                finally:
+                    lock.release()
+                break
+            else:
+                if not waiting:
+                    return True
+                time.sleep(5)
+        return False
+
+
+def _no_accuracy(arch: Arch) -> dict[str, float]:
+    raise AssertionError("costs alone are asked for here")
+
+
+def _hash(value: Any) -> str:
+    return hashlib.blake2b(json.dumps(value).encode(), digest_size=8).hexdigest()
+
+
+def budget(preset: Preset) -> str:
+    """Image passes of every arm, a forward pass counting 1, and forward and backward 3."""
+    n_train = preset.n_train or 45_000
+    seeds, limits = len(preset.seeds), len(preset.limits)
+    training = preset.supernet
+    supernet = (training.float_epochs + training.epochs) * n_train * FORWARD_AND_BACKWARD
+    final = (preset.float_epochs + preset.epochs) * n_train * FORWARD_AND_BACKWARD
+    n_layers = sum(3 for _ in preset.space.choices)
+    rows = [("supernet, shared by all arms", seeds, 1, supernet, 0)]
+    rows += [
+        (f"search: {name}", seeds, limits, preset.search_passes(strategy), preset.n_trials(strategy))
+        for name, strategy in preset.strategies.items()
+    ]
+    sensitivity = n_layers * len(preset.space.bits) ** 2
+    rows += [
+        ("search: mpnas with the chip", 1, 1, preset.search_passes(preset.strategies["mpnas"]),
+         preset.n_trials(preset.strategies["mpnas"])),
+        ("knapsack: sensitivities", 1, 1, sensitivity * (N_STATISTICS + preset.n_search), sensitivity),
+        ("final training, each network", 1, 1, final, 0),
+    ]  # fmt: skip
+    lines = ["| arm | seeds | limits | image passes each | evaluations each |", "| --- | --- | --- | --- | --- |"]
+    lines += [f"| {name} | {s} | {n} | {passes:,} | {n_trials or ''} |" for name, s, n, passes, n_trials in rows]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--preset", choices=tuple(PRESETS), default="reduced")
+    parser.add_argument("--data-dir", help="folder with cifar10.npz or torchvision's files")
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/repro_mpnas"), help="checkpoints (default: %(default)s)"
+    )
+    parser.add_argument("--minutes", type=float, default=150, help="begin no job after so long (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="of each process (default: %(default)s)")
+    parser.add_argument("--budget", action="store_true", help="print the budget and do nothing")
+    parser.add_argument("--report", action="store_true", help="report what is known and compute nothing")
+    args = parser.parse_args()
+    if args.budget:
+        print(budget(PRESETS[args.preset]), end="")
+        return
+    torch.set_num_threads(args.threads)
+    experiment = Experiment(args.preset, args.data_dir, args.work)
+    if not args.report and not experiment.run(args.minutes):
+        print("not finished; the same command goes on")
+
+
+if __name__ == "__main__":
+    main()
