@@ -13,7 +13,7 @@ import torch
 from codesign.accuracy import scores_of, summary
 from codesign.data import Data
 from codesign.describe import digest
-from codesign.metrics import quantity, sense
+from codesign.metrics import LABELS, quantity, sense
 from codesign.state_file import write_atomically
 from codesign.trained import Trained, check_fits
 from hwmodels.cost import CostReport
@@ -81,7 +81,7 @@ class Evaluation:
         read = "kept from the evaluation before; not read again" if self.kept else "read once, for this evaluation"
         costs = [
             (
-                name, quantity(name, value),
+                LABELS.get(name, (name,))[0], quantity(name, value),
                 quantity(name, self.limits[name]) if name in self.limits else "",
                 (f"{100 * self.usage[name]:.1f} %" + ("" if self.usage[name] <= 1 else " !"))
                 if name in self.limits else "",

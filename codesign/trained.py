@@ -60,9 +60,9 @@ class FinalTraining:
 
     epochs: int = 40
     start: Literal["scratch", "supernet"] = "scratch"
-    float_share: float = 0.5
-    learning_rate: float = 0.01
-    quantized_rate: float = 0.003
+    float_share: float = 0.25
+    learning_rate: float = 0.03
+    quantized_rate: float = 0.03
     recipe: Recipe = dataclasses.field(default_factory=Recipe)
     seed: int = 0
 

@@ -94,23 +94,29 @@ def test_the_state_is_plain_numbers_that_go_on_where_they_were():
     assert line.scaler.state() == other.scaler.state() and other.scaler.scale == 2.0**10
 
 
+ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=ON_GPU)])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_products_are_in_low_precision_and_weights_gradients_statistics_and_loss_in_float32(dtype):
+def test_products_are_in_low_precision_and_weights_gradients_statistics_and_loss_in_float32(dtype, device):
     torch.manual_seed(0)
-    conv, norm, last = nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 3)
+    conv, norm, last = (m.to(device) for m in (nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 3)))
     precision = Precision(dtype)
     scaler = precision.scaler()
     optimizer = torch.optim.SGD([*conv.parameters(), *norm.parameters(), *last.parameters()], lr=0.1)
-    x = torch.randn(4, 1, 6, 6)
-    with precision.autocast("cpu"):
+    x = torch.randn(4, 1, 6, 6, device=device)
+    with precision.autocast(device):
         made = conv(x)
         scores = last(norm(made).relu().mean((2, 3)))
     assert made.dtype == scores.dtype == getattr(torch, dtype)
-    loss = nn.functional.cross_entropy(scores.float(), torch.tensor([0, 1, 2, 0]))
+    loss = nn.functional.cross_entropy(scores.float(), torch.tensor([0, 1, 2, 0], device=device))
     scaler.backward(loss)
     assert loss.dtype == conv.weight.grad.dtype == norm.running_mean.dtype == torch.float32
     expected = 0.1 * made.double().mean((0, 2, 3))  # float32 sums of values that are already rounded
-    assert norm.running_mean.double().numpy() == pytest.approx(expected.detach().numpy(), rel=1e-5, abs=1e-6)
+    assert norm.running_mean.double().cpu().numpy() == pytest.approx(
+        expected.detach().cpu().numpy(), rel=1e-5, abs=1e-6
+    )
     before = conv.weight.detach().clone()
     assert scaler.step(optimizer, clip_norm=1.0)
     assert conv.weight.dtype == torch.float32 and not torch.equal(before, conv.weight)

@@ -31,7 +31,7 @@ from hwmodels.config import load_hardware
 from hwmodels.cost import estimate
 from hwmodels.from_torch import from_torch
 
-TRAINING = FinalTraining(epochs=4, learning_rate=0.03, quantized_rate=0.03, recipe=Recipe(batch_size=16))
+TRAINING = FinalTraining(epochs=4, float_share=0.5, recipe=Recipe(batch_size=16))
 
 
 @pytest.fixture(scope="module")
