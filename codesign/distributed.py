@@ -1,4 +1,4 @@
-"""Several processes as one: gradients and batch moments over all of them."""
+"""Several processes as one: batches shared, gradients and batch moments over all of them."""
 
 from __future__ import annotations
 
@@ -8,26 +8,24 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional
 
-
-def world_size() -> int:
-    """Number of processes that train together; 1 where none were started."""
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
-
-
-def rank() -> int:
-    """Number of this process, from 0."""
-    return distributed.get_rank() if world_size() > 1 else 0
+from codesign.processes import rank, world_size
 
 
 def share(batch: Tensor) -> Tensor:
-    """The rows of a batch that this process computes; rows of equal number for each."""
+    """The rows of a batch that this process computes; rows of equal number for each.
+
+    Raises
+    ------
+    ValueError
+        Where the rows cannot be shared evenly.
+    """
     n = world_size()
     if len(batch) % n:
         raise ValueError(
             f"distributed: a batch must split evenly over the processes, got {len(batch)} images and {n} processes; "
             "choose another batch size."
         )
-    return batch.chunk(n)[rank()]
+    return batch.chunk(n)[rank()] if n > 1 else batch
 
 
 @torch.no_grad()
@@ -55,6 +53,13 @@ class _SumOverProcesses(torch.autograd.Function):
         return total
 
 
+def gathered(x: Tensor) -> Tensor:
+    """A tensor of every process, in the order of their ranks; shape (world_size, *x.shape)."""
+    places = [torch.zeros_like(x)] * world_size()
+    places[rank()] = x
+    return _SumOverProcesses.apply(torch.stack(places))  # type: ignore[no-any-return]
+
+
 def batch_moments(
     x: Tensor, weight: Tensor, bias: Tensor, kept: nn.BatchNorm2d | None, share: float, eps: float
 ) -> Tensor:
@@ -70,19 +75,21 @@ def batch_moments(
 
     Notes
     -----
-    Each process has as many rows, so the moments of the whole are the means of those of the parts:
-    :math:`\mu = E[x]`, :math:`\sigma^2 = E[x^2] - \mu^2`. torch's SyncBatchNorm does the same, but on CUDA alone.
+    Each process has as many rows, so with the moments :math:`\mu_r, \sigma_r^2` of the parts those of the whole are
+    :math:`\mu = \overline{\mu_r}` and :math:`\sigma^2 = \overline{\sigma_r^2} + \overline{(\mu_r - \mu)^2}`, in which
+    nothing large cancels. torch's SyncBatchNorm does the same, but on CUDA alone.
     """
     mean, variance = (kept.running_mean, kept.running_var) if kept is not None else (None, None)
     if world_size() == 1:
         return functional.batch_norm(x, mean, variance, weight, bias, True, share, eps)
-    moments = torch.stack([x.mean(dim=(0, 2, 3)), x.square().mean(dim=(0, 2, 3))]).float()
-    mu, square = _SumOverProcesses.apply(moments) / world_size()
-    sigma2 = square - mu.square()
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    variances, means = gathered(torch.stack(torch.var_mean(wide, dim=(0, 2, 3), correction=0))).unbind(1)
+    mu = means.mean(0)
+    sigma2 = variances.mean(0) + (means - mu).square().mean(0)
     if mean is not None and variance is not None:
         n = x.numel() // x.shape[1] * world_size()
         with torch.no_grad():
             mean.lerp_(mu, share)
             variance.lerp_(sigma2 * n / max(1, n - 1), share)
     scale = weight * torch.rsqrt(sigma2 + eps)
-    return x * scale[:, None, None] + (bias - mu * scale)[:, None, None]
+    return (wide * scale[:, None, None] + (bias - mu * scale)[:, None, None]).to(x.dtype)

@@ -7,12 +7,13 @@ import errno
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from codesign.describe import differences, versions
+from codesign.processes import on_first
 from codesign.state_file import State, StateFile, pack_state, unpack_state, write_atomically
 from codesign.trial import LOG_NAME, TrialLog
 
@@ -126,6 +127,24 @@ class RunDirectory:
         if "log" in self.__dict__:
             self.log.close()
         self._lock.release()
+
+
+@contextlib.contextmanager
+def run_directory(
+    out: str | os.PathLike[str] | None, config: Mapping[str, Any], resume: bool = False
+) -> Iterator[RunDirectory | None]:
+    """A `RunDirectory` in the first of the processes that run together; None in the others, and without ``out``.
+
+    Raises
+    ------
+    RunDirectoryError
+        In all of them, where the directory must not be written.
+    """
+    with contextlib.ExitStack() as stack:
+        held: list[RunDirectory] = []
+        if out is not None:
+            on_first(lambda: held.append(stack.enter_context(RunDirectory(out, config, resume))))
+        yield held[0] if held else None
 
 
 _held: set[Path] = set()

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from codesign.describe import describe
 from codesign.problem import Problem
-from codesign.run_directory import RunDirectory, RunDirectoryError, State
+from codesign.processes import is_first, on_first
+from codesign.run_directory import RunDirectory, RunDirectoryError, State, run_directory
 from codesign.space import Arch
 from codesign.strategies.base import AbstractSampler, AbstractTrainer
 from codesign.trial import Trial
@@ -68,6 +69,9 @@ def search(
     -----
     A batch that ``n_trials`` cuts short is not told to the strategy, so that going on later with more trials gives
     what asking for them at once had given.
+
+    Of several processes (`codesign.processes.started`) that all call it, the first one evaluates candidates, writes
+    and reports; all are handed the same trials.
     """
     if n_trials < 1 or batch_size < 1:
         raise ValueError(
@@ -81,11 +85,12 @@ def search(
         "seed": int(seed),
         "batch_size": int(batch_size),
     }
-    with contextlib.ExitStack() as stack:
-        run = stack.enter_context(RunDirectory(out, config, resume)) if out is not None else None
-        logged = list(run.log.trials) if run else []
+    if not is_first():
+        progress = metrics = None
+    with run_directory(out, config, resume) as run:
+        logged, kept = on_first(lambda: (list(run.log.trials), run.restore()) if run else ([], None))
         trials: list[Trial] = []
-        state, told = (run.restore() if run else None) or (strategy.init(problem, np.random.default_rng(seed)), 0)
+        state, told = kept or (strategy.init(problem, np.random.default_rng(seed)), 0)
         for trial in logged[: min(told, n_trials)]:
             trials.append(_report(trial, progress))
         if len(trials) == n_trials:
@@ -100,17 +105,17 @@ def search(
             batch = archs[: n_trials - len(trials)]
             known = logged[len(trials) : len(trials) + len(batch)]
             _check_replay(known, batch, out)
-            fresh = _evaluated(problem_now, batch[len(known) :], len(trials) + len(known), int(seed), executor)
+            fresh = _logged(
+                _evaluated(problem_now, batch[len(known) :], len(trials) + len(known), int(seed), executor), run
+            )
             for trial in known:
                 trials.append(_report(trial, progress))
-            for trial in fresh:
-                if run:
-                    run.log.append(trial)
-                trials.append(_report(trial, progress))
+            for _ in batch[len(known) :]:
+                trials.append(_report(on_first(partial(next, fresh)), progress))
             if len(batch) == batch_size:
                 at_work.tell(trials[-batch_size:])
-                if run:
-                    run.checkpoint(at_work.state(), len(trials))
+                if out is not None:
+                    on_first(partial(_checkpoint, run, at_work, len(trials)))
     return trials
 
 
@@ -171,6 +176,18 @@ def _evaluated(
     finally:
         for future in futures:
             future.cancel()
+
+
+def _logged(trials: Iterator[Trial], run: RunDirectory | None) -> Iterator[Trial]:
+    """Trials, each once it is in the log."""
+    for trial in trials:
+        if run:
+            run.log.append(trial)
+        yield trial
+
+
+def _checkpoint(run: RunDirectory, at_work: _Sampling | _Training, told: int) -> None:
+    run.checkpoint(at_work.state(), told)
 
 
 def _check_replay(known: Sequence[Trial], archs: Sequence[Arch], out: Any) -> None:

@@ -24,8 +24,9 @@ from codesign.augment import augmentation
 from codesign.data import Data, Images
 from codesign.describe import describe, digest
 from codesign.precision import Precision
+from codesign.processes import alone, is_first, on_first
 from codesign.quant.convert import mode, recalibrate_batchnorm
-from codesign.run_directory import RunDirectory, State, write_atomically
+from codesign.run_directory import State, run_directory, write_atomically
 from codesign.space import AbstractSpace, Arch
 
 WEIGHTS_NAME = "weights.safetensors"
@@ -328,6 +329,11 @@ def train_supernet(
     ------
     Stopped
         Where the loss is not a number; the last checkpoint stays.
+
+    Notes
+    -----
+    Of several processes (`codesign.processes.started`) that all call it, each computes its share of every batch, and
+    the first one writes and reports. The result is that of one process, but for rounding.
     """
     config = {
         "space": describe(network.space), "data": describe(data), "training": describe(training), "seed": seed,
@@ -338,35 +344,32 @@ def train_supernet(
     n_steps = n_float + training.epochs * steps_per_epoch
     trainer = WeightTrainer(network, data.train, training, n_steps, seed)
 
-    def advance(run: RunDirectory | None) -> None:
+    if not is_first():
+        progress = None
+    with run_directory(out, config, resume) as run:
+        weights = run.path / WEIGHTS_NAME if run else None
+        finished = on_first(lambda: _read_weights(weights) if weights and weights.exists() else None)
+        kept = on_first(lambda: run.restore() if run else None)
+        if finished:
+            load_weights(network, finished)
+            network.use_quantizers(True)
+            trainer.step_number = n_steps
+        elif kept:
+            trainer.load(kept[0])
+        if progress and (finished or kept):
+            progress(trainer.step_number, math.nan)
         while trainer.step_number < n_steps:
             if trainer.step_number >= n_float and not network.quantized:
                 network.calibrate(statistics_of(data.train))
             freedom = training.freedom(network.space, trainer.step_number / n_steps)
             archs = SAMPLING[training.sampling](network.space, trainer.rng(3), freedom)
             loss = trainer.step(archs)
-            if run and trainer.step_number % training.checkpoint_steps == 0 and distributed.rank() == 0:
-                run.checkpoint(trainer.state(), 0)
+            if out is not None and trainer.step_number % training.checkpoint_steps == 0:
+                on_first(lambda: run.checkpoint(trainer.state(), 0) if run else None)
             if progress:
                 progress(trainer.step_number, loss)
-
-    if out is None or distributed.rank() > 0:
-        advance(None)
-        return
-    with RunDirectory(out, config, resume) as run:
-        weights = run.path / WEIGHTS_NAME
-        if weights.exists():
-            load_supernet(network, weights)
-            if progress:
-                progress(n_steps, math.nan)
-            return
-        kept = run.restore()
-        if kept:
-            trainer.load(kept[0])
-            if progress:
-                progress(trainer.step_number, math.nan)
-        advance(run)
-        save_supernet(network, weights)
+        if weights and not finished:
+            save_supernet(network, weights)
 
 
 def save_supernet(network: nn.Module, path: Path) -> None:
@@ -384,17 +387,20 @@ def load_supernet(network: Any, path: str | os.PathLike[str]) -> None:
     ValueError
         For a file that is damaged, or of another space.
     """
+    load_weights(network, _read_weights(Path(path)))
+    network.use_quantizers(True)
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load
 
     try:
-        weights = load(Path(path).read_bytes())
+        return load(path.read_bytes())
     except SafetensorError as error:
         raise ValueError(
             f"Supernet {str(path)!r}: it must be a safetensors file, but it is damaged ({error})."
         ) from None
-    load_weights(network, weights)
-    network.use_quantizers(True)
 
 
 def statistics_of(data: Images, n: int = 512) -> Tensor:
@@ -459,8 +465,9 @@ class SupernetAccuracy:
             if not hasattr(self._local, "network"):
                 self._local.network = copy.deepcopy(self.network)
             candidate = self._local.network.at(arch)
-            recalibrate_batchnorm(candidate, self.statistics, self.batch_size)
-            known = self._known[arch] = evaluate(candidate, self.data)
+            with alone():
+                recalibrate_batchnorm(candidate, self.statistics, self.batch_size)
+                known = self._known[arch] = evaluate(candidate, self.data)
         return dict(known)
 
     def __getstate__(self) -> dict[str, Any]:
