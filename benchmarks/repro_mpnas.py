@@ -22,12 +22,14 @@ import json
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from mpnas_report import Report
 from safetensors.torch import save_file
 
 from codesign.accuracy import evaluate
@@ -127,6 +129,7 @@ class Experiment:
         self.name, self.preset, self.data_dir, self.work = name, PRESETS[name], data_dir, work
         self.path = RESULTS / f"mpnas{'' if name == 'reduced' else f'_{name}'}.json"
         self._data: dict[str, Data] = {}
+        work.mkdir(parents=True, exist_ok=True)
 
     @property
     def results(self) -> dict[str, Any]:
@@ -135,17 +138,22 @@ class Experiment:
 
     def keep(self, job: str, result: dict[str, Any]) -> None:
         """Add one result to the file, which other processes may write too."""
-        self.work.mkdir(parents=True, exist_ok=True)
-        while True:
-            try:
-                lock = Lock(self.work / "results.lock")
-                break
-            except RunDirectoryError:
-                time.sleep(0.2)
-        try:
+        with self.locked("results"):
             results = {**self.results, job: {**result, "machine": platform.machine(), "versions": versions()}}
             text = json.dumps({"preset": describe(self.preset), "results": dict(sorted(results.items()))}, indent=1)
             write_atomically(self.path, text.encode())
+
+    @contextmanager
+    def locked(self, name: str) -> Iterator[None]:
+        """Wait until no other process holds a name, and hold it."""
+        while True:
+            try:
+                lock = Lock(self.work / f"{name}.lock")
+                break
+            except RunDirectoryError:
+                time.sleep(1)
+        try:
+            yield
         finally:
             lock.release()
 
@@ -163,7 +171,9 @@ class Experiment:
         """The shared weights of a seed, trained or read back."""
         network = Supernet(self.space(data), seed).to(memory_format=torch.channels_last)
         training = dataclasses.replace(self.preset.supernet, batch_size=self.preset.batch_size)
-        train_supernet(network, self.data(data), training, seed, self.work / f"supernet-{data}-{seed}", resume=True)
+        out = self.work / f"supernet-{data}-{seed}"
+        with self.locked(out.name):
+            train_supernet(network, self.data(data), training, seed, out, resume=True)
         return network
 
     def problem(self, data: str, limits: dict[str, float], network: Supernet | None, seed: int = 0) -> Problem:
@@ -279,26 +289,34 @@ class Experiment:
 
     def jobs(self) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
         """Names and work in their order, as far as what they need is known."""
-        first = self.preset.seeds[0]
+        first, *others = self.preset.seeds
+        names = tuple(self.preset.strategies)
+        compared = ("mpnas", "random", "nsga2")  # the claim that needs several seeds most comes first
         yield from self._finals_of_fixed("cifar10")
-        for seed in self.preset.seeds:
-            for limit in self.preset.limits:
-                for name in self.preset.strategies:
-                    limits = {"energy_j": limit}
-                    yield f"search/cifar10/{name}/{limit}/{seed}", partial(self.search, "cifar10", name, limits, seed)
-            if seed == first:
-                limits = {"energy_j": 0.3, "area_mm2": 2.0}
-                yield f"search/cifar10/mpnas-chip/0.3/{seed}", partial(self.search, "cifar10", "mpnas", limits, seed)
-                yield "knapsack/cifar10", partial(self.knapsack, "cifar10", self.preset.knapsack_limits)
-                yield from self._finals_of_knapsack("cifar10")
-            yield from self._finals_of_searches("cifar10", seed)
-            if seed == first:
-                yield f"tau/cifar10/{seed}", partial(self.tau, "cifar10", seed)
+        yield from self._searches("cifar10", names, first)
+        chip = partial(self.search, "cifar10", "mpnas", {"energy_j": 0.3, "area_mm2": 2.0}, first)
+        yield f"search/cifar10/mpnas-chip/0.3/{first}", chip
+        yield from self._finals_of_searches("cifar10", names, first)
+        yield "knapsack/cifar10", partial(self.knapsack, "cifar10", self.preset.knapsack_limits)
+        yield from self._finals_of_knapsack("cifar10")
+        yield f"tau/cifar10/{first}", partial(self.tau, "cifar10", first)
+        for seed in others:
+            yield from self._searches("cifar10", compared, seed)
+            yield from self._finals_of_searches("cifar10", compared, seed)
         yield from self._finals_of_fixed("fashion-mnist")
+        yield from self._searches("fashion-mnist", ("mpnas",), first)
+        yield from self._finals_of_searches("fashion-mnist", ("mpnas",), first)
+        for seed in others:
+            yield from self._searches("cifar10", names, seed)
+            yield from self._finals_of_searches("cifar10", names, seed)
+
+    def _searches(self, data: str, names: Sequence[str], seed: int) -> Iterator[tuple[str, Callable[[], Any]]]:
         for limit in self.preset.limits:
-            work = partial(self.search, "fashion-mnist", "mpnas", {"energy_j": limit}, first)
-            yield f"search/fashion-mnist/mpnas/{limit}/{first}", work
-        yield from self._finals_of_searches("fashion-mnist", first)
+            for name in names:
+                yield (
+                    f"search/{data}/{name}/{limit}/{seed}",
+                    partial(self.search, data, name, {"energy_j": limit}, seed),
+                )
 
     def _final(self, data: str, arch: Sequence[int], seed: int, bits: Any = None) -> tuple[str, Callable[[], Any]]:
         arch = tuple(arch)
@@ -319,9 +337,14 @@ class Experiment:
         for bits in found["bits"].values():
             yield self._final(data, self.space(data).reference, self.preset.seeds[0], bits)
 
-    def _finals_of_searches(self, data: str, seed: int) -> Iterator[tuple[str, Callable[[], Any]]]:
-        for name, result in self.results.items():
-            if name.startswith(f"search/{data}/") and name.endswith(f"/{seed}"):
+    def _finals_of_searches(
+        self, data: str, names: Sequence[str], seed: int
+    ) -> Iterator[tuple[str, Callable[[], Any]]]:
+        for job, result in self.results.items():
+            if not job.startswith(f"search/{data}/"):
+                continue
+            name, _, its_seed = job.split("/")[2:]
+            if name.removesuffix("-chip") in names and int(its_seed) == seed:
                 yield self._final(data, result["network_arch"], seed)
 
     def run(self, minutes: float) -> bool:
@@ -349,6 +372,21 @@ class Experiment:
                     return True
                 time.sleep(5)
         return False
+
+    def report(self) -> None:
+        """Write tables and plots of what is known."""
+        name = self.path.stem
+        text = f"# MP-NAS, {self.name} preset\n\nCommand: `python benchmarks/repro_mpnas.py --data-dir DATA`; results: "
+        text += f"`{self.path.name}`; budget: `mpnas_budget.md`.\n"
+        for data in DATA_SETS:
+            space = self.space(data)
+            archs = {bits: self.uniform(space, bits) for bits in space.bits}
+            found = Report(self.results, lambda *final: self._final(*final)[0], archs, data)
+            if found.points("uniform bits"):
+                text += f"\n# {data}\n\n{found}\n"
+                found.plot(RESULTS / f"{name}_{data}.png")
+        write_atomically(RESULTS / f"{name}.md", text.encode())
+        print(text)
 
 
 def _no_accuracy(arch: Arch) -> dict[str, float]:
@@ -403,6 +441,7 @@ def main() -> None:
     experiment = Experiment(args.preset, args.data_dir, args.work)
     if not args.report and not experiment.run(args.minutes):
         print("not finished; the same command goes on")
+    experiment.report()
 
 
 if __name__ == "__main__":
