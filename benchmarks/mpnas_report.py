@@ -1,0 +1,175 @@
+"""Tables and plots of `repro_mpnas.py` from its results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from codesign.pareto import hypervolume
+from codesign.trial import Trial
+
+SEARCHED = ("mpnas", "gumbel", "reinforce", "random", "nsga2")
+#: Reference point of the hypervolume: this error, and this share of the energy of the fixed network at 8 bits.
+REFERENCE = (0.9, 1.2)
+
+Point = dict[str, float]
+
+
+class Report:
+    """What came out, by arm and seed.
+
+    Parameters
+    ----------
+    results : mapping
+        By the name of the job.
+    final_name : callable
+        From data set, arch, seed and bits to the name of the job that trained this network from scratch.
+    uniform : mapping
+        Archs of the fixed network by bitwidth.
+    data : str
+    """
+
+    def __init__(self, results: Mapping[str, Any], final_name: Any, uniform: Mapping[int, Any], data: str) -> None:
+        self.results, self.data = results, data
+        self.arms: dict[str, dict[int, list[Point]]] = {}
+        for bits, arch in uniform.items():
+            self._add("uniform bits", 0, final_name(data, arch, 0, None), {"name": f"uniform {bits} bits"})
+        for share, bits in results.get(f"knapsack/{data}", {"bits": {}})["bits"].items():
+            found = final_name(data, uniform[max(uniform)], 0, bits)
+            self._add("knapsack bits", 0, found, {"name": f"knapsack, {share}x", "limit": float(share)})
+        for job, found in results.items():
+            kind, _, rest = job.partition("/")
+            if kind == "search" and rest.startswith(f"{data}/"):
+                _, strategy, limit, seed = rest.split("/")
+                name = final_name(data, found["network_arch"], int(seed), None)
+                self._add(strategy, int(seed), name, {"name": f"{strategy}, {limit}x", "limit": float(limit)}, found)
+        whole = [p for p in self.points("uniform bits") if p["name"] == f"uniform {max(uniform)} bits"]
+        self.whole_j = whole[0]["energy_j"] if whole else float("nan")
+
+    def _add(self, arm: str, seed: int, job: str, about: dict[str, Any], search: Any = None) -> None:
+        final = self.results.get(job)
+        if final is None:
+            return
+        point = {**about, "seed": seed, "error": final["test_error"], "energy_j": final["energy_j"],
+                 "latency_s": final["latency_s"], "arch": final["arch"]}  # fmt: skip
+        if search:  # the chip may have been chosen too, so cost is that of the search's full simulation
+            point |= {name: search["metrics"][name] for name in ("energy_j", "latency_s")}
+            point["usage"] = max(search["usage"].values())
+        self.arms.setdefault(arm, {}).setdefault(seed, []).append(point)
+
+    def points(self, arm: str) -> list[Point]:
+        """All networks of an arm."""
+        return [point for seed in self.arms.get(arm, {}).values() for point in seed]
+
+    def __str__(self) -> str:
+        return "\n\n".join(part for part in (self._networks(), self._against_fixed(), self._volumes(), self._effort())
+                           if part)  # fmt: skip
+
+    def _networks(self) -> str:
+        rows = []
+        for arm in ("uniform bits", "knapsack bits", *SEARCHED, "mpnas-chip"):
+            for point in sorted(self.points(arm), key=lambda p: (p["seed"], p["energy_j"])):
+                used = f"{100 * point['usage']:.1f} %" if "usage" in point else ""
+                rows.append((point["name"], point["seed"], f"{100 * (1 - point['error']):.2f} %",
+                             f"{point['energy_j'] * 1e6:.2f}", f"{point['energy_j'] / self.whole_j:.3f}x",
+                             f"{point['latency_s'] * 1e6:.2f}", used))  # fmt: skip
+        header = ("network", "seed", "test accuracy", "energy (uJ)", "of 8 bits", "latency (us)", "limit used")
+        return "## Networks trained alike from scratch\n\n" + _table(header, rows)
+
+    def _against_fixed(self) -> str:
+        """For each fixed network the best of each arm at no more energy, and the least energy at no more error."""
+        rows = []
+        for fixed in (*self.points("uniform bits"), *self.points("knapsack bits")):
+            for arm in SEARCHED:
+                gains, ratios = [], []
+                for found in self.arms.get(arm, {}).values():
+                    errors = [p["error"] for p in found if p["energy_j"] <= fixed["energy_j"]]
+                    energies = [p["energy_j"] for p in found if p["error"] <= fixed["error"]]
+                    gains.append(100 * (fixed["error"] - min(errors)) if errors else np.nan)
+                    ratios.append(fixed["energy_j"] / min(energies) if energies else np.nan)
+                if gains:
+                    rows.append((fixed["name"], arm, len(gains), _spread(gains, "+.2f"), _spread(ratios, ".2f", "x")))
+        if not rows:
+            return ""
+        header = ("against", "arm", "seeds", "points of accuracy at no more energy", "energy ratio at no less accuracy")
+        note = "Median over seeds, range in brackets; - where no network of the arm is as cheap, or as accurate."
+        return f"## Against the fixed network\n\n{note}\n\n" + _table(header, rows)
+
+    def volumes(self, arm: str) -> list[float]:
+        """Hypervolume of test error and energy share for each seed."""
+        return [
+            hypervolume([[p["error"], p["energy_j"] / self.whole_j] for p in found], REFERENCE)
+            for found in self.arms.get(arm, {}).values()
+        ]
+
+    def _volumes(self) -> str:
+        arms = [arm for arm in ("uniform bits", "knapsack bits", *SEARCHED) if self.arms.get(arm)]
+        rows = [(arm, len(self.volumes(arm)), _spread(self.volumes(arm), ".4f")) for arm in arms]
+        note = f"Of test error and energy, up to an error of {REFERENCE[0]} and {REFERENCE[1]}x the energy of 8 bits."
+        return f"## Hypervolume\n\n{note}\n\n" + _table(("arm", "seeds", "median [range]"), rows)
+
+    def _effort(self) -> str:
+        rows = []
+        for arm in (*SEARCHED, "mpnas-chip"):
+            found = [r for job, r in self.results.items() if job.startswith(f"search/{self.data}/{arm}/")]
+            if found:
+                rows.append((arm, len(found), found[0]["evaluations"], f"{found[0]['image_passes']:,}",
+                             f"{np.median([r['search_s'] for r in found]):.0f}",
+                             f"{100 * max(max(r['usage'].values()) for r in found):.1f} %"))  # fmt: skip
+        knapsack = self.results.get(f"knapsack/{self.data}")
+        if knapsack:
+            rows.append(("knapsack", 1, knapsack["evaluations"], f"{knapsack['image_passes']:,}",
+                         f"{knapsack['search_s']:.0f}", ""))  # fmt: skip
+        header = ("search", "runs", "evaluations", "image passes", "median seconds", "largest use of a limit")
+        text = "## What a search cost\n\n" + _table(header, rows)
+        for job, found in self.results.items():
+            if job.startswith(f"tau/{self.data}/"):
+                seed = job.rsplit("/", 1)[1]
+                text += (
+                    f"\n\nSupernet of seed {seed}: Kendall tau {found['tau']:.2f} (p = {found['p']:.1g}) between "
+                    f"its loss and the test error of {found['n']} networks trained from scratch."
+                )
+        if knapsack:
+            text += (
+                f"\n\nKnapsack: proven gap {knapsack['gap']:.1g}; sums of sensitivities against measured losses of 20 "
+                f"random assignments: R^2 {knapsack['r2']:.2f}, Kendall tau {knapsack['tau']:.2f}."
+            )
+        return text
+
+    def plot(self, path: Path) -> None:
+        """Error against energy and latency, the fronts of all arms."""
+        import matplotlib.pyplot as plt
+
+        from codesign.plots import plot_pareto
+
+        runs = {
+            arm: [[_trial(p) for p in found] for found in self.arms[arm].values()]
+            for arm in ("uniform bits", "knapsack bits", *SEARCHED)
+            if arm in self.arms
+        }
+        flat = {arm: found[0] if len(found) == 1 else found for arm, found in runs.items()}
+        figure, axes = plt.subplots(1, 2, figsize=(13, 5), sharey=True, layout="constrained")
+        for ax, x in zip(axes, ("energy_j", "latency_s"), strict=True):
+            plot_pareto(flat, x=x, y="error", ax=ax)
+        figure.savefig(path, dpi=130)
+        plt.close(figure)
+
+
+def _trial(point: Point) -> Trial:
+    return Trial(tuple(point["arch"]), {name: point[name] for name in ("error", "energy_j", "latency_s")})
+
+
+def _spread(values: Iterable[float], form: str, unit: str = "") -> str:
+    known = [value for value in values if np.isfinite(value)]
+    if not known:
+        return "-"
+    middle = format(float(np.median(known)), form) + unit
+    return middle if len(known) == 1 else f"{middle} [{min(known):{form}}, {max(known):{form}}]"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
