@@ -82,7 +82,7 @@ class FinalTraining:
     def for_images(cls, images: Images, **fields: Any) -> FinalTraining:
         """The recipe of pictures for images of three channels, and that of digits for others; some fields replaced."""
         if images.images.shape[1] == 3:
-            fields = {"learning_rate": 0.1, "quantized_rate": 0.03, "recipe": PICTURES, **fields}
+            fields = {"learning_rate": 0.1, "quantized_rate": 0.1, "recipe": PICTURES, **fields}
         return cls(**fields)
 
     @property
