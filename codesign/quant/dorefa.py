@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -72,7 +72,19 @@ class DoReFaWeights(Quantizer):
             return super().forward(x)
         with torch.no_grad():
             y = super().forward(x)
-        return x + (y - x).detach()
+        return _Straight.apply(x, y)
+
+
+class _Straight(torch.autograd.Function):
+    """The second tensor with the gradient of the first; a sum and a difference would round the values."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
+        return y.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *g: Tensor) -> tuple[Tensor | None, ...]:
+        return g[0], None
 
 
 class DoReFaInputs(Quantizer):

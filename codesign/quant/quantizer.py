@@ -175,6 +175,8 @@ class Quantizer(nn.Module):
 class FloatQuantizer(Quantizer):
     """32 bits: values pass through as they are, so there is nothing to calibrate and no integer form."""
 
+    rounds_input: ClassVar[bool] = False
+
     def __init__(self, bits: int = FLOAT_BITS, channels: int | None = None) -> None:
         nn.Module.__init__(self)
         if bits != FLOAT_BITS:

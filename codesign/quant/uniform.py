@@ -95,13 +95,13 @@ def mixed_quantize(x: Tensor, quantizers: Sequence[Quantizer], mixture: Tensor) 
             f"mixed_quantize: mixture must have one number for each of {len(quantizers)} quantizers, at least one, "
             f"got shape {tuple(mixture.shape)}."
         )
+    if not all(quantizer.rounds_input for quantizer in quantizers):
+        return sum((m * q(x) for m, q in zip(mixture, quantizers, strict=True)), torch.zeros_like(x))
     for quantizer in quantizers:
-        if not quantizer.rounds_input:
-            return sum((m * q(x) for m, q in zip(mixture, quantizers, strict=True)), torch.zeros_like(x))
         quantizer.require_calibrated(x)
     return mix_quantized(
         x,
-        [q.step for q in quantizers],
+        [q.step_for(x) for q in quantizers],
         [q.levels for q in quantizers],
         mixture,
         [q.gradient_scale(x) for q in quantizers],
