@@ -1,0 +1,208 @@
+"""How much a network loses by fewer bits in one layer, and how well such losses add up."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor, nn
+
+from codesign.accuracy import evaluate
+from codesign.data import Images
+from codesign.quant.convert import recalibrate_batchnorm, set_bits
+from codesign.space import Arch, BitwidthSpace
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Sensitivities:
+    """The loss that each layer adds at each pair of bitwidths, all other layers at the widest.
+
+    Parameters
+    ----------
+    layers : tuple of str
+    bits : tuple of int
+        Ascending.
+    base_loss : float
+        Of the network at the widest bits, in nats.
+    increase : ndarray, shape (n_layers, n_bits, n_bits)
+        By layer, weight bits and input bits, in nats. Negative where fewer bits do better on these images.
+    """
+
+    layers: tuple[str, ...]
+    bits: tuple[int, ...]
+    base_loss: float
+    increase: Floats
+
+    def predict(self, archs: ArrayLike) -> Floats:
+        """The loss of archs, if what layers add did add up; shape (n,)."""
+        archs = np.asarray(archs)
+        return self.base_loss + self.increase[np.arange(len(self.layers)), archs[:, ::2], archs[:, 1::2]].sum(axis=1)
+
+    def factors(self, space: BitwidthSpace) -> list[tuple[tuple[int, int], Floats]]:
+        """The increase as an objective for `codesign.knapsack.knapsack`.
+
+        Raises
+        ------
+        ValueError
+            For a space of other layers or other bitwidths.
+        """
+        if (self.layers, self.bits) != (space.searched, space.bits):
+            raise ValueError(
+                f"Sensitivities: the space must search what they were measured on, {len(self.layers)} layers "
+                f"({self.layers[0]} to {self.layers[-1]}) with bits {self.bits}, got {len(space.searched)} "
+                f"({space.searched[0]} to {space.searched[-1]}) with bits {space.bits}."
+            )
+        return [((2 * j, 2 * j + 1), values) for j, values in enumerate(self.increase)]
+
+    def save(self, path: str | Path) -> None:
+        """Write them as ``.npz``."""
+        with open(path, "wb") as file:
+            np.savez_compressed(
+                file, layers=np.array(self.layers), bits=np.array(self.bits), base_loss=np.array(self.base_loss),
+                increase=self.increase,
+            )  # fmt: skip
+
+    @classmethod
+    def load(cls, path: str | Path) -> Sensitivities:
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        ValueError
+            For a file that holds no sensitivities.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                layers, bits = tuple(arrays["layers"].tolist()), tuple(arrays["bits"].tolist())
+                increase = arrays["increase"].astype(np.float64)
+                if increase.shape != (len(layers), len(bits), len(bits)):
+                    raise ValueError(f"{len(layers)} layers and {len(bits)} bitwidths, but shape {increase.shape}")
+                return cls(layers, bits, float(arrays["base_loss"]), increase)
+        except (AttributeError, BadZipFile, EOFError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"Sensitivities: {str(path)!r} must be a file that save() wrote: {error}.") from None
+
+
+def sensitivities(
+    network: nn.Module,
+    space: BitwidthSpace,
+    statistics: Tensor | None,
+    data: Images,
+    progress: Callable[[], object] | None = None,
+) -> Sensitivities:
+    """Measure the loss of a network with one layer at a time at each pair of bitwidths.
+
+    Parameters
+    ----------
+    network : nn.Module
+        Quantized and calibrated for every bitwidth of the space, its layers named as in the space. It is left alone.
+    space : BitwidthSpace
+        Pinned layers stay at their bits.
+    statistics : Tensor or None
+        Images, of the training set, from which BatchNorm statistics are renewed for each measurement, as
+        `codesign.accuracy.QuantizedAccuracy` does. None: they stay as the network has them.
+    data : Images
+        What the loss is measured on: the search set.
+    progress : callable, optional
+        Called after each of the n_layers * (n_bits**2 - 1) + 1 measurements.
+
+    Returns
+    -------
+    Sensitivities
+
+    Raises
+    ------
+    ValueError
+        For a network without a layer or a bitwidth of the space, or a loss that is no number.
+
+    Notes
+    -----
+    :math:`s_l(w, a) = L(l \\text{ at } (w, a), \\text{all others at } b_{max}) - L(\\text{all at } b_{max})`, L being
+    the mean cross entropy. A measurement passes every image of ``statistics`` and ``data`` once.
+    """
+    loss = _Loss(network, space, statistics, data)
+    widest = [len(space.bits) - 1] * len(space.choices)
+    base = loss(widest)
+    if progress:
+        progress()
+    increase = np.zeros((len(space.searched), len(space.bits), len(space.bits)))
+    for layer, w, a in np.ndindex(increase.shape):
+        arch = [*widest[: 2 * layer], w, a, *widest[2 * layer + 2 :]]
+        if arch != widest:
+            increase[layer, w, a] = loss(arch) - base
+            if progress:
+                progress()
+    return Sensitivities(space.searched, space.bits, base, increase)
+
+
+class Additivity(NamedTuple):
+    """Summed sensitivities against measured losses."""
+
+    r2: float  #: 1 - sum (measured - predicted)^2 / sum (measured - mean)^2; below 0 where the mean predicts better
+    tau: float  #: Kendall's tau-b, from -1 to 1: whether the order is right
+    predicted: Floats  #: losses in nats, shape (n,)
+    measured: Floats  #: losses in nats, shape (n,)
+
+
+def additivity(
+    found: Sensitivities,
+    network: nn.Module,
+    space: BitwidthSpace,
+    statistics: Tensor | None,
+    data: Images,
+    archs: Sequence[Arch] | None = None,
+    rng: np.random.Generator | None = None,
+) -> Additivity:
+    """Compare summed sensitivities with the measured loss.
+
+    Parameters
+    ----------
+    found : Sensitivities
+    network, space, statistics, data
+        As they were given to `sensitivities`.
+    archs : sequence of tuple of int, optional
+        At least two, whose losses differ. By default 20, drawn uniformly.
+    rng : numpy.random.Generator, optional
+        Draws them; None: a generator with seed 0.
+
+    Raises
+    ------
+    ValueError
+        For fewer than two archs, or sensitivities of another space.
+    """
+    from scipy.stats import kendalltau
+
+    found.factors(space)
+    rng = rng or np.random.default_rng(0)
+    archs = [space.sample(rng) for _ in range(20)] if archs is None else [space.check(arch) for arch in archs]
+    if len(archs) < 2:
+        raise ValueError(f"additivity: there must be at least two archs to compare, got {len(archs)}.")
+    loss = _Loss(network, space, statistics, data)
+    predicted, measured = found.predict(archs), np.array([loss(arch) for arch in archs])
+    deviation = ((measured - measured.mean()) ** 2).sum()
+    r2 = 1 - ((measured - predicted) ** 2).sum() / deviation if deviation > 0 else math.nan
+    return Additivity(float(r2), float(kendalltau(predicted, measured).statistic), predicted, measured)
+
+
+class _Loss:
+    """From an arch to the loss of the network at its bits."""
+
+    def __init__(self, network: nn.Module, space: BitwidthSpace, statistics: Tensor | None, data: Images) -> None:
+        self._network, self._space, self._statistics, self._data = copy.deepcopy(network), space, statistics, data
+
+    def __call__(self, arch: Sequence[int]) -> float:
+        set_bits(self._network, self._space.layer_bits(arch))
+        if self._statistics is not None:
+            recalibrate_batchnorm(self._network, self._statistics)
+        loss = evaluate(self._network, self._data)["loss"]
+        if not math.isfinite(loss):
+            raise ValueError(f"sensitivities: the loss must be a number, got {loss} at {self._space.decode(arch)}.")
+        return loss
