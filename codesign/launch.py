@@ -83,8 +83,7 @@ def reachable(spec: RunSpec) -> Problem:
         Where none does; the cheapest one found is in the message.
     """
     problem = spec.problem()
-    if problem.limits:
-        problem.witness  # noqa: B018  raises where the limits cannot be met
+    problem.witness  # noqa: B018  raises where the limits cannot be met, or a choice is none of the chip's
     return problem
 
 
@@ -115,11 +114,13 @@ def supernet_task(
     return SupernetTask(network, data, training)
 
 
-def search_with(spec: RunSpec, task: SupernetTask, folder: Path, progress: bool, metrics: Metrics) -> SearchResult:
+def search_with(
+    spec: RunSpec, task: SupernetTask, folder: Path, progress: bool, metrics: Metrics, label: str = ""
+) -> SearchResult:
     """Search with given shared weights in a directory that is open; the result is written and drawn."""
     accuracy = SupernetAccuracy(task.network, statistics_of(task.data.train), task.data.search)
     problem = spec.problem(accuracy, task)
-    with _bar(spec.strategy, spec.trials, progress) as bar:
+    with _bar(f"{spec.strategy}{label}", spec.trials, progress) as bar:
         best = math.inf
 
         def report(trial: Any) -> None:

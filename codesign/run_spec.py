@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from codesign.supernet import SupernetTraining
     from hwmodels.cost import HardwareModel
 
-SPEC_NAME, SPEC_LOCK = "run.yaml", "run.lock"
+SPEC_NAME, FRONT_NAME, SPEC_LOCK = "run.yaml", "front.yaml", "run.lock"
 #: Families of spaces that a run can search.
 FAMILIES = ("mobilenetv2",)
 #: Folders above a run in which a supernet is still taken to move along with it.
@@ -170,7 +170,7 @@ class RunSpec:
 
         return str(yaml.safe_dump(_plain(dataclasses.asdict(self)), sort_keys=False, allow_unicode=True))
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: Path, name: str = SPEC_NAME) -> None:
         """Write ``run.yaml`` and, where the chip is a file, a copy of that, so that the folder is enough to repeat it.
 
         Raises
@@ -190,8 +190,9 @@ class RunSpec:
         if self.supernet and Path(self.supernet).exists():  # a front's, which may be moved as a whole
             near = os.path.relpath(Path(self.supernet).resolve(), folder.resolve())
             spec = dataclasses.replace(spec, supernet=near if near.count("..") <= MOST_UP else self.supernet)
-        text = f"# Repeats this run: codesign search {SPEC_NAME} --out ANOTHER_DIRECTORY\n{spec.to_yaml()}"
-        write_atomically(folder / SPEC_NAME, text.encode())
+        command = "search" if name == SPEC_NAME else "front"
+        text = f"# Repeats this run: codesign {command} {name} --out ANOTHER_DIRECTORY\n{spec.to_yaml()}"
+        write_atomically(folder / name, text.encode())
 
     # ---------------------------------------------------------------------------------- what it stands for
 
@@ -327,7 +328,7 @@ def _plain(value: Any) -> Any:
 
 
 @contextlib.contextmanager
-def open_run(out: str | Path, spec: RunSpec, resume: bool) -> Iterator[Path]:
+def open_run(out: str | Path, spec: RunSpec, resume: bool, name: str = SPEC_NAME) -> Iterator[Path]:
     """A run directory that holds ``spec``, made or gone on with, and kept from other processes.
 
     Raises
@@ -340,11 +341,12 @@ def open_run(out: str | Path, spec: RunSpec, resume: bool) -> Iterator[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     lock = Lock(folder / SPEC_LOCK)
     try:
-        if (folder / SPEC_NAME).exists():
-            _check_same(folder, RunSpec.read(folder), spec, resume)
-        elif (folder / LOG_NAME).exists():
-            raise RunDirectoryError(f"{folder}: it holds {LOG_NAME} but no {SPEC_NAME}; choose another directory.")
-        spec.write(folder)
+        if (folder / name).exists():
+            _check_same(folder, RunSpec.read(folder / name), spec, resume)
+        for other in (LOG_NAME, SPEC_NAME, FRONT_NAME):
+            if (folder / other).exists() and not (folder / name).exists():
+                raise RunDirectoryError(f"{folder}: it holds {other} but no {name}; choose another directory.")
+        spec.write(folder, name)
         yield folder
     finally:
         lock.release()

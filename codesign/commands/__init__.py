@@ -5,6 +5,7 @@ from codesign.commands import (
     estimate,
     evaluate,
     export,
+    front,
     hardware,
     pareto,
     quickstart,
@@ -14,4 +15,4 @@ from codesign.commands import (
     train,
 )
 
-COMMANDS = (quickstart, estimate, compare, table, hardware, space, search, train, evaluate, pareto, export)
+COMMANDS = (quickstart, estimate, compare, table, hardware, space, search, front, train, evaluate, pareto, export)

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from hwmodels.workload import Workload
 
 
-def command(commands: Any, name: str, help: str, example: str) -> argparse.ArgumentParser:
-    """A command's parser, with its examples at the end of ``--help`` and the option ``--json``."""
+def command(commands: Any, name: str, help: str, example: str, json: bool = True) -> argparse.ArgumentParser:
+    """A command's parser, with its examples at the end of ``--help`` and, unless it has its own, ``--json``."""
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
         help=help,
@@ -23,7 +23,8 @@ def command(commands: Any, name: str, help: str, example: str) -> argparse.Argum
         epilog="examples:\n" + "\n".join(f"  {line}" for line in example.strip().splitlines()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    if json:
+        parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
 

@@ -243,7 +243,7 @@ def runs(tmp_path):
 
 
 def test_pareto_prints_the_front_of_the_runs_together_without_infeasible_trials(codesign, runs):
-    records = json.loads(codesign("pareto a b --objectives error,energy_j --json")[1])
+    records = json.loads(codesign("pareto a b --objectives error,energy_j --json")[1])["front"]
     assert [(record["run"], record["number"]) for record in records] == [("a", 0), ("b", 0), ("a", 1)]
 
 

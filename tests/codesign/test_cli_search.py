@@ -158,3 +158,55 @@ def test_a_search_that_is_killed_twice_goes_on_to_the_same_result(codesign, tmp_
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     steps = [(row["phase"], row["step"]) for row in rows]
     assert len(steps) == len(set(steps))
+
+
+FRONT = f"front --limit energy_j=0.5x:0.9x:2 --strategy reinforce {SMALL}"
+
+
+def test_a_front_that_is_stopped_goes_on_to_the_same_and_has_its_baselines(codesign, tmp_path, monkeypatch):
+    from codesign import front_search
+
+    assert codesign(f"{FRONT} --out whole")[0] == 0
+    searches = []
+
+    def stopping(*args):
+        searches.append(args)
+        if len(searches) == 3:
+            raise KeyboardInterrupt
+        return launched(*args)
+
+    launched = front_search.search_with
+    monkeypatch.setattr(front_search, "search_with", stopping)
+    assert codesign(f"{FRONT} --out stopped")[0] == 1
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert "give --resume" in codesign(f"{FRONT} --out stopped")[2]
+    code, out, err = codesign("front --out stopped --resume")
+    assert code == 0, err
+    assert max(map(len, out.splitlines())) <= 80
+    whole, stopped = (json.loads((tmp_path / name / "front.json").read_text()) for name in ("whole", "stopped"))
+    assert stopped["reference"] == whole["reference"]
+    assert [row["arch"] for row in stopped["front"]] == [row["arch"] for row in whole["front"]]
+    assert set(whole["groups"]) == {"reinforce", "random", "nsga2"}
+    for name, group in whole["groups"].items():
+        assert group["hypervolumes"] == stopped["groups"][name]["hypervolumes"]
+        assert len(group["runs"]) == 2
+    run = load_run(tmp_path / "whole" / "nsga2" / "energy_j=0.5x")
+    assert len(run.trials) == 6 and run.spec.limits == ("energy_j=0.5x",)
+    assert (tmp_path / "whole" / "front.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("limit", "message"),
+    [
+        ("energy_j=0.5x", "one limit must be a range"),
+        ("energy_j=0.5x:0.9x", "must be metric=first:last:number"),
+        ("energy_j=0.5x:0.9:3", "same unit"),
+        ("energy_j=0.5x:0.9x:1", "at least two"),
+        ("energy_j=0.5x:0.5x:3", "must differ"),
+        ("energy_j=1e-4x:0.9x:3", "At the limits energy_j=0.0001x"),
+    ],
+)
+def test_a_range_that_cannot_be_searched_is_refused_before_anything_is_written(limit, message, refused, tmp_path):
+    assert message in refused(f"front --limit {limit} --out f {SMALL}")
+    assert not (tmp_path / "f").exists()

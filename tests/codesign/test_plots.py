@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 from toys import Roofline, network
 
-from codesign.plots import plot_bits, plot_layers, plot_pareto, plot_roofline, short_names
+from codesign.nets.mobilenetv2 import Block, MobileNetV2Space
+from codesign.plots import (
+    plot_bits,
+    plot_blocks,
+    plot_front_grid,
+    plot_layers,
+    plot_pareto,
+    plot_roofline,
+    short_names,
+)
 from codesign.trial import Trial
 from hwmodels import BitFusion, estimate, networks
 from hwmodels.cost import CostReport, LayerCost
@@ -63,6 +72,61 @@ def test_trials_that_lack_a_metric_are_named_with_those_there_are():
         plot_pareto({})
     broken = [trial(math.nan, 1.0), trial(0.1, 1.0)]
     assert sum(map(len, offsets(plot_pareto({"run": broken})))) == 1
+
+
+SEEDS = [
+    [trial(0.4, 1e-3), trial(0.2, 2e-3)],
+    [trial(0.3, 1e-3), trial(0.1, 3e-3)],
+    [trial(0.5, 1e-3), trial(0.25, 2e-3)],
+]
+
+
+def test_seeds_are_drawn_as_their_median_and_range():
+    ax = plot_pareto({"mpnas": SEEDS})
+    (steps,) = ax.lines
+    assert steps.get_xdata().tolist() == pytest.approx([1.0, 2.0, 3.0])
+    assert steps.get_ydata().tolist() == pytest.approx([40.0, 25.0, 20.0])
+    (band,) = [c for c in ax.collections if type(c).__name__ in ("PolyCollection", "FillBetweenPolyCollection")]
+    corners = np.concatenate([path.vertices for path in band.get_paths()])
+    assert corners[:, 1].min() == pytest.approx(10.0) and corners[:, 1].max() == pytest.approx(50.0)
+    assert ax.get_legend().get_texts()[0].get_text() == "mpnas (3 seeds: median, range)"
+
+
+def test_where_half_of_the_seeds_have_nothing_there_is_no_median():
+    ax = plot_pareto({"a": [[trial(0.4, 1e-3)], [trial(0.3, 2e-3)]]})
+    assert ax.lines[0].get_xdata().tolist() == [2.0]
+
+
+def test_all_limits_of_a_metric_are_drawn_and_labelled_once():
+    ax = plot_pareto({"run": RUN}, color="energy_j", limits={"latency_s": [1e-3, 2e-3], "energy_j": 1e-6})
+    dashed = [line for line in ax.lines if line.get_linestyle() == "--"]
+    assert sorted(line.get_xdata()[0] for line in dashed) == pytest.approx([1.0, 2.0])
+    assert [text.get_text() for text in ax.texts] == ["limits"]
+    assert any(line.get_linestyle() == "--" for line in ax.figure.axes[1].lines)
+
+
+def test_three_objectives_are_drawn_in_pairs_with_the_joint_front_marked():
+    other = [trial(0.2, 1e-4, 5e-6), trial(0.2, 2e-3, 5e-6)]
+    axes = plot_front_grid({"run": RUN, "other": other}, limits={"energy_j": 2e-6})
+    texts = [text.get_text() for text in axes[1, 1].get_legend().get_texts()]
+    assert texts == ["run: 2 of 3", "other: 1 of 2"]
+    assert (axes[0, 0].get_ylabel(), axes[1, 0].get_xlabel()) == ("error (%)", "latency (ms)")
+    assert (axes[0, 1].get_xlabel(), axes[1, 0].get_ylabel()) == ("energy (µJ)", "energy (µJ)")
+    with pytest.raises(ValueError, match="three objectives"):
+        plot_front_grid({"run": RUN}, ("error", "energy_j"))
+
+
+def test_blocks_are_a_table_of_shapes_and_bits():
+    space = MobileNetV2Space.preset("tiny")
+    blocks = {"blocks.0": Block(6, 3, 1, 8, 4), "blocks.1": Block(1, 7, 0, 2, 6), "chip.rows": 16}
+    ax = plot_blocks(blocks, space.block_shapes, "title")
+    rows = {}
+    for text in ax.texts:
+        rows.setdefault(text.get_position()[1], []).append(text.get_text())
+    assert list(rows.values()) == [["8", "2"], ["4", "6"], ["6", "1"], ["3", "7"], ["●", "–"], ["8", "16"], ["1", "2"]]
+    assert [label.get_text() for label in ax.get_yticklabels()][:2] == ["weight bits", "input bits"]
+    with pytest.raises(ValueError, match=r"got chip\.rows"):
+        plot_blocks({"chip.rows": 16})
 
 
 def heights(ax):

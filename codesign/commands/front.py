@@ -1,0 +1,50 @@
+"""``codesign front``: a search at each of several limits, its baselines, and one front."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from codesign.commands import arguments, output
+from codesign.commands.pareto import comparison_text
+from codesign.commands.search import add_run_arguments, specification
+
+EXAMPLE = """
+codesign front --limit energy_j=0.3x:0.9x:3 --out runs/front
+codesign front --limit energy_j=0.2x:0.9x:6 --data cifar10 --data-dir D --out runs/f
+codesign front --out runs/front --resume
+"""
+LIMIT = (
+    "one of them a range: energy_j=0.2x:0.9x:6 for six searches, from 0.2 to 0.9 of the reference network; may be "
+    "repeated"
+)
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to the parser."""
+    parser = arguments.command(
+        commands,
+        "front",
+        "search at each of several limits, with random search and NSGA-II beside, and draw the fronts",
+        EXAMPLE,
+    )
+    add_run_arguments(parser, LIMIT)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Search at each limit, and print the joint front."""
+    from codesign.run_spec import FRONT_NAME
+
+    spec = specification(args, FRONT_NAME)
+    output.check_folder(args.out)
+    from codesign.front_search import front_search
+
+    comparison = front_search(spec, args.out, args.resume, not args.json, args.tensorboard, args.device)
+    if args.json:
+        print(json.dumps(comparison.record(), indent=1))
+    else:
+        print(comparison_text(comparison))
+        print(f"\nfront.json, front.png, energy.png, latency.png, and the runs: {args.out}")
+    return 0
