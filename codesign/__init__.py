@@ -4,6 +4,7 @@ Names are imported when they are used, so that ``import codesign`` loads neither
 """
 
 import sys
+from collections.abc import Callable
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -51,8 +52,9 @@ __all__ = sorted(_HOME)  # noqa: PLE0605  one table of names, not two
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'codesign' has no attribute {name!r}")
-    value = getattr(import_module(f"codesign.{_HOME[name]}"), name)
-    globals()[name] = value
+    home = import_module(f"codesign.{_HOME[name]}")
+    value = home if name == _HOME[name] else getattr(home, name)
+    setattr(sys.modules[__name__], name, value)
     return value
 
 
@@ -60,12 +62,31 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *_HOME})
 
 
+class _Named(ModuleType):
+    """A module that bears the name of the function in it, and is called as that function.
+
+    Python binds a submodule in its package when it is imported, and it reads ``from codesign import search`` and
+    ``import codesign.search as s`` in the same way, from there. So what is there must serve as both.
+    """
+
+    @property
+    def __wrapped__(self) -> Callable[..., Any]:
+        return self.__dict__[self.__name__.rpartition(".")[2]]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.__wrapped__(*args, **kwargs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return import_module, (self.__name__,)
+
+
 class _Package(ModuleType):
-    """Keeps ``codesign.search`` the function: importing a submodule binds its name in the package."""
+    """Makes ``codesign.search`` callable as soon as the submodule is bound."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in _HOME and isinstance(value, ModuleType):
-            value = getattr(value, name)
+        if _HOME.get(name) == name and isinstance(value, ModuleType):
+            value.__class__ = _Named
+            value.__qualname__ = name
         super().__setattr__(name, value)
 
 

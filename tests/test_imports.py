@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import codesign
 import hwmodels
 
 ROOT = Path(hwmodels.__file__).parents[1]
@@ -74,10 +75,80 @@ def test_start_up_loads_neither_torch_nor_other_heavy_packages(code):
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize("first", ["import codesign.search", "from codesign.search import search", "import codesign"])
+FIRSTS = [
+    "import codesign.search",
+    "import codesign.search as s",
+    "from codesign.search import search",
+    "import codesign",
+    "from codesign import *",
+    "import codesign, importlib; importlib.reload(codesign)",
+    "import codesign.search, sys, importlib; importlib.reload(sys.modules['codesign.search'])",
+]
+
+
+@pytest.mark.parametrize("first", FIRSTS)
 def test_a_public_name_is_the_same_whatever_was_imported_before(first):
     script = (
         f"{first}\nfrom codesign import search\nimport codesign\nprint(search.__qualname__, codesign.search is search)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout == "search True\n"
+
+
+_BOTH = """
+import inspect, pickle, sys
+from unittest import mock
+import codesign
+import codesign.search as module
+from codesign import search
+from codesign.search import search as function
+
+assert module is search is codesign.search is sys.modules["codesign.search"]
+assert module.search is function and search.search is function and inspect.isfunction(function)
+assert inspect.signature(search) == inspect.signature(function)
+for thing in (search, function, codesign.Problem):
+    assert pickle.loads(pickle.dumps(thing)) is thing
+try:
+    search(None, None, 0)
+except ValueError as error:
+    assert "n_trials=0" in str(error)
+with mock.patch("codesign.search.Trial"), mock.patch.object(module, "search", lambda *_: "patched"):
+    assert codesign.search() == "patched"
+with mock.patch("codesign.search", lambda: "replaced"):
+    assert codesign.search() == "replaced"
+assert codesign.search is module
+del codesign.search
+assert codesign.search is module
+"""
+
+
+def test_a_function_and_the_module_that_bears_its_name_are_reached_by_one_name():
+    subprocess.run([sys.executable, "-c", _BOTH], cwd=ROOT, check=True)
+
+
+def test_every_public_name_is_there_and_listed_and_no_other():
+    for name in codesign.__all__:
+        assert getattr(codesign, name).__class__ is not None and name in dir(codesign)
+    with pytest.raises(AttributeError, match="no attribute 'serach'"):
+        codesign.serach  # noqa: B018
+
+
+def test_a_submodule_that_cannot_be_imported_is_tried_again():
+    script = (
+        "import sys, codesign\nsys.modules['codesign.pareto'] = None\n"
+        "try:\n    codesign.hypervolume\nexcept ImportError:\n    del sys.modules['codesign.pareto']\n"
+        "print(codesign.hypervolume.__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout == "hypervolume\n"
+
+
+def test_names_that_are_first_used_by_many_threads_at_once_are_one_object():
+    script = (
+        "import sys, codesign\nfrom concurrent.futures import ThreadPoolExecutor as Pool\nsys.setswitchinterval(1e-6)\n"
+        "names = ['search', 'Problem', 'Trial', 'STRATEGIES'] * 8\n"
+        "with Pool(32) as pool:\n    got = set(pool.map(lambda name: id(getattr(codesign, name)), names))\n"
+        "print(len(got))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout == "4\n"
