@@ -101,7 +101,8 @@ def knapsack(
         \\sum_{k: k_j = i} y_{t,k} = \\sum_{o \\in \\text{class } i} x_{c_j,o}.
 
     On a chain of choices these are flows along it, and without limits every vertex is an arch. Terms within the
-    choices of another one are added to it, and options between which a term makes no difference are one class.
+    choices of another one are added to it, options between which a term makes no difference are one class, and an
+    option is left out where another one adds no more to the objective and to each cost whatever the other choices.
     HiGHS solves it by branch and cut, to a gap of at most 1e-9 of the range of the objective.
 
     The solver lets a limit be passed by 1e-9 of it, the table does not: such an arch is excluded by
@@ -144,7 +145,7 @@ def knapsack(
         usage = {name: float(costs[name][0]) / limit for name, limit in limits.items()}
         if all(costs[name][0] <= limit for name, limit in limits.items()):
             break
-        program.exclude(arch)
+        program.exclude(result.x)
     else:
         raise RuntimeError(
             f"knapsack: the solver must keep the limits, but {MAX_CUTS} archs in a row were over one by rounding. Move "
@@ -194,17 +195,20 @@ class _Program:
     """The mixed-integer program: one variable for each option of each choice, then those of each term."""
 
     def __init__(self, table: CostTable, objective: Sequence[Factor], limits: Mapping[str, float]) -> None:
-        counts = table.option_counts
+        factors = list(_joint(table.option_counts, _factors(table, objective, limits)))
+        self._kept = _undominated(table.option_counts, factors)
+        counts = [len(kept) for kept in self._kept]
         self._first = np.cumsum([0, *counts])  # of the variables of each choice
         self._n_options = int(self._first[-1])
         self._constant = np.zeros(1 + len(limits))
         own, worths = np.zeros((self._n_options, 1 + len(limits))), []
         entries = [(np.repeat(np.arange(len(counts)), counts), np.arange(self._n_options), 1.0)]
         n_rows, n_variables = len(counts), self._n_options
-        for choices, values in _joint(counts, _factors(table, objective, limits)):
+        for choices, values in factors:
             if not choices:
                 self._constant += values
                 continue
+            values = values[np.ix_(*(self._kept[c] for c in choices))]
             if len(choices) == 1:
                 own[self._first[choices[0]] : self._first[choices[0] + 1]] += values
                 continue
@@ -230,7 +234,7 @@ class _Program:
         self._signs = np.concatenate([np.full(len(rows), sign) for rows, _, sign in entries])
         self._sums = np.zeros(n_rows)
         self._sums[: len(counts)] = 1.0
-        self._excluded: list[Arch] = []
+        self._excluded: list[NDArray[np.int64]] = []
 
     def solve(self, time_limit_s: float) -> Any:
         """What `scipy.optimize.milp` makes of it."""
@@ -245,10 +249,9 @@ class _Program:
         ]
         if costs.shape[1]:
             constraints.append(LinearConstraint(csr_array(SCALE * costs.T), ub=SCALE * (1 - self._constant[1:])))
-        for arch in self._excluded:
-            taken = self._first[:-1] + np.array(arch)
+        for taken in self._excluded:
             row = csr_array((np.ones(len(taken)), (np.zeros(len(taken), dtype=int), taken)), (1, n))
-            constraints.append(LinearConstraint(row, ub=len(arch) - 1))
+            constraints.append(LinearConstraint(row, ub=len(taken) - 1))
         upper = np.ones(n)
         upper[: self._n_options] = self._allowed
         options: dict[str, Any] = {"mip_rel_gap": 0.0}
@@ -261,16 +264,20 @@ class _Program:
 
     def arch(self, x: Floats) -> Arch:
         """The options that a solution takes."""
-        return tuple(int(np.argmax(x[a:b])) for a, b in itertools.pairwise(self._first))
+        return tuple(int(kept[i]) for kept, i in zip(self._kept, self._taken(x) - self._first[:-1], strict=True))
+
+    def exclude(self, x: Floats) -> None:
+        """Forbid the arch of a solution."""
+        self._excluded.append(self._taken(x))
 
     def bound(self, result: Any) -> float:
         """What no solution has less than, in units of the objective."""
         bound = result.mip_dual_bound
         return -math.inf if bound is None else float(bound) * self._unit + float(self._constant[0])
 
-    def exclude(self, arch: Arch) -> None:
-        """Forbid one arch."""
-        self._excluded.append(arch)
+    def _taken(self, x: Floats) -> NDArray[np.int64]:
+        """The variable of each choice that is 1."""
+        return np.array([a + np.argmax(x[a:b]) for a, b in itertools.pairwise(self._first)])
 
 
 def _factors(
@@ -308,12 +315,42 @@ def _joint(
         yield scope, total
 
 
+@np.errstate(invalid="ignore")  # inf - inf is dealt with; inf more here and less there is nan, and no proof
+def _undominated(counts: Sequence[int], factors: Iterable[tuple[tuple[int, ...], Floats]]) -> list[NDArray[np.int64]]:
+    """For each choice the options that no other one is as good as in everything, whatever the other choices are."""
+    seen: list[list[tuple[NDArray[np.int64], Floats]]] = [[] for _ in counts]
+    for choices, values in factors:
+        classes, values = _classes(values)
+        for axis, choice in enumerate(choices):
+            rows = np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1, values.shape[-1])
+            seen[choice].append((classes[axis], rows))
+    kept = []
+    for count, parts in zip(counts, seen, strict=True):
+        alive = np.arange(count)
+        for option in range(count):
+            if option in alive:
+                worst = np.zeros((len(alive), 1))
+                for classes, rows in parts:
+                    worst = worst + _most_more(rows, classes[option], classes[alive])
+                alive = alive[(alive == option) | ~np.all(worst <= 0, axis=-1)]
+        kept.append(alive)
+    return kept
+
+
+def _most_more(rows: Floats, one: int, others: NDArray[np.int64]) -> Floats:
+    """By how much one class is above others where it is so the most, shape (n, n_columns); inf and inf are equal."""
+    gaps = rows[one] - rows[others]
+    return np.where(np.isnan(gaps), 0.0, gaps).max(axis=1)
+
+
 def _classes(values: Floats) -> tuple[list[NDArray[np.int64]], Floats]:
     """For each choice the class of each option, options of one class being worth the same; and worth by class."""
     classes = []
     for axis in range(values.ndim - 1):
-        rows = np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)
-        _, first, members = np.unique(rows, axis=0, return_index=True, return_inverse=True)
+        first: dict[bytes, int] = {}
+        rows = np.moveaxis(values, axis, 0)
+        like = np.array([first.setdefault(row.tobytes(), i) for i, row in enumerate(rows)])
+        kept, members = np.unique(like, return_inverse=True)
         classes.append(members.reshape(-1))
-        values = values.take(first, axis=axis)
+        values = values.take(kept, axis=axis)
     return classes, values
