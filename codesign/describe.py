@@ -71,10 +71,10 @@ def _name(thing: Any) -> str:
 
 
 def digest(*arrays: Any) -> str:
-    """A short hash of the bytes, shapes and types of arrays or CPU tensors."""
+    """A short hash of the bytes, shapes and types of arrays or tensors."""
     state = hashlib.blake2b(digest_size=16)
     for array in arrays:
-        array = np.ascontiguousarray(np.asarray(array))
+        array = np.ascontiguousarray(np.asarray(array.cpu() if hasattr(array, "cpu") else array))
         state.update(f"{array.dtype.str}{array.shape}".encode())
         state.update(array.tobytes())
     return state.hexdigest()

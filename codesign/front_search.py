@@ -13,6 +13,7 @@ import numpy as np
 from codesign.fronts import Comparison, gather
 from codesign.launch import SUPERNET_NAME, Metrics, prepared, reachable, search_with, supernet_task
 from codesign.problem import UnreachableLimit
+from codesign.processes import on_first
 from codesign.run_directory import write_atomically
 from codesign.run_spec import FRONT_NAME, RunSpec, open_run
 
@@ -73,10 +74,7 @@ def front_search(
                 place = folder / strategy / "_".join(one)
                 with open_run(place, part, resume=True), Metrics(place, tensorboard) as metrics:
                     search_with(part, task, place, progress, metrics, f" {i}/{len(limits)}")
-        comparison = Comparison.of(gather([str(folder)]), _objectives(spec))
-        write_atomically(folder / "front.json", (json.dumps(comparison.record(), indent=1) + "\n").encode())
-        _draw(comparison, folder)
-    return comparison
+        return on_first(lambda: _compared(folder, (spec.objective, "latency_s", "energy_j")))
 
 
 def swept(limits: Sequence[str]) -> list[tuple[str, ...]]:
@@ -114,8 +112,12 @@ def swept(limits: Sequence[str]) -> list[tuple[str, ...]]:
     return [tuple(text if limit == ranges[0] else limit for limit in limits) for text in texts]
 
 
-def _objectives(spec: RunSpec) -> tuple[str, ...]:
-    return (spec.objective, "latency_s", "energy_j")
+def _compared(folder: Path, objectives: Sequence[str]) -> Comparison:
+    """The comparison of all runs in a folder, written and drawn there."""
+    comparison = Comparison.of(gather([str(folder)]), objectives)
+    write_atomically(folder / "front.json", (json.dumps(comparison.record(), indent=1) + "\n").encode())
+    _draw(comparison, folder)
+    return comparison
 
 
 def _draw(comparison: Comparison, folder: Path) -> None:

@@ -115,7 +115,8 @@ class SearchResult:
             table(("block", *FIELDS.values()), rows, left=0),
             "",
         ]
-        lines += [f"{name}: {option}" for name, option in self.options.items() if name not in blocks]
+        chip = [f"{name}: {option}" for name, option in self.options.items() if name not in blocks]
+        lines += [*chip, ""] if chip else []
         rows = [
             (
                 LABELS.get(name, (name,))[0], quantity(name, value),

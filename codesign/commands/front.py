@@ -6,6 +6,7 @@ import argparse
 import json
 from typing import Any
 
+from codesign import processes
 from codesign.commands import arguments, output
 from codesign.commands.pareto import comparison_text
 from codesign.commands.search import add_run_arguments, specification
@@ -41,7 +42,11 @@ def run(args: argparse.Namespace) -> int:
     output.check_folder(args.out)
     from codesign.front_search import front_search
 
-    comparison = front_search(spec, args.out, args.resume, not args.json, args.tensorboard, args.device)
+    with processes.started(args.device), processes.folder(args.out) as out:
+        bars = processes.is_first() and not args.json
+        comparison = front_search(spec, out, args.resume, bars, args.tensorboard, args.device)
+        if not processes.is_first():
+            return 0
     if args.json:
         print(json.dumps(comparison.record(), indent=1))
     else:

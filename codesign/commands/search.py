@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from codesign import processes
 from codesign.commands import arguments, output, run_arguments
 
 if TYPE_CHECKING:
@@ -54,7 +55,11 @@ def run(args: argparse.Namespace) -> int:
     output.check_folder(args.out)
     from codesign.launch import launch
 
-    result = launch(spec, args.out, args.resume, not args.json, args.tensorboard, args.device)
+    with processes.started(args.device), processes.folder(args.out) as out:
+        bars = processes.is_first() and not args.json
+        result = launch(spec, out, args.resume, bars, args.tensorboard, args.device)
+        if not processes.is_first():
+            return 0
     if args.json:
         print(json.dumps(result.record(), indent=1))
     else:
