@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from codesign.quant import kernels
+from codesign.quant import compiled
 
 
 class Levels(NamedTuple):
@@ -87,7 +88,7 @@ def fake_quantize(
     Bengio, Leonard and Courville, arXiv:1308.3432, 2013 (straight through); Esser et al., "Learned step size
     quantization", ICLR 2020, equations 1 to 3 and 5.
     """
-    return _FakeQuantize.apply(x, step, Levels(low, high, offset, clipped_only), gradient_scale)
+    return _Quantize.apply(x, None, (Levels(low, high, offset, clipped_only),), (gradient_scale,), step)
 
 
 def mix_quantized(
@@ -117,7 +118,7 @@ def mix_quantized(
     quantizers.
     """
     scales = tuple(gradient_scales) if gradient_scales is not None else (1.0,) * len(levels)
-    return _MixQuantized.apply(x, mixture, tuple(levels), scales, *steps)
+    return _Quantize.apply(x, mixture, tuple(levels), scales, *steps)
 
 
 def nearest_level(x: Tensor, step: Tensor, levels: Levels) -> Tensor:
@@ -141,76 +142,74 @@ def step_gradient_scale(x: Tensor, step: Tensor, high: float) -> float:
     return 1 / math.sqrt(max(x.numel() // step.numel(), 1) * max(high, 1.0))
 
 
-class _FakeQuantize(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, step: Tensor, levels: Levels, scale: float) -> Tensor:
-        ctx.fast = _on_kernels(x)
-        x = _dense(x, step) if ctx.fast else x
-        ctx.save_for_backward(x, step)
-        ctx.levels, ctx.scale = levels, scale
-        if not ctx.fast:
-            return (_level(_scaled(x, step), levels) * _spread(step, x)).to(x.dtype)
-        y, rows = torch.empty_like(x), step.numel()
-        kernels.quantize(_rows(x, rows), _rows(y, rows), *_arguments([step], [levels]))
-        return y
+class _Quantize(torch.autograd.Function):
+    """One quantizer, where there is no mixture, or a mixture of several."""
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        x, step = ctx.saved_tensors
-        if not ctx.fast:
-            u = _scaled(x, step)
-            inside = _inside(u, ctx.levels)
-            by_step = _sum_rows(g * _by_step(u, inside, ctx.levels), step)
-            return g * inside, by_step * step.sign() * ctx.scale, None, None
-        by_x, rows, sums = torch.empty_like(x), step.numel(), np.empty((1, step.numel()))
-        arguments = _arguments([step], [ctx.levels])
-        kernels.quantize_backward(_rows(x, rows), _rows(_like(g, x), rows), _rows(by_x, rows), *arguments, sums)
-        return by_x, torch.from_numpy(sums[0]).to(step).view_as(step) * step.sign() * ctx.scale, None, None
-
-
-class _MixQuantized(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, mixture: Tensor, levels: tuple[Levels, ...], scales: tuple[float, ...], *steps: Tensor
+        ctx: Any,
+        x: Tensor,
+        mixture: Tensor | None,
+        levels: tuple[Levels, ...],
+        scales: tuple[float, ...],
+        *steps: Tensor,
     ) -> Tensor:
-        ctx.fast = _on_kernels(x)
-        x = _dense(x, steps[0]) if ctx.fast else x
-        ctx.save_for_backward(x, mixture, *steps)
         ctx.levels, ctx.scales = levels, scales
-        if not ctx.fast:
-            each = [_level(_scaled(x, s), b) * _spread(s, x) for s, b in zip(steps, levels, strict=True)]
-            return sum((m * y for m, y in zip(mixture, each, strict=True)), torch.zeros_like(each[0])).to(x.dtype)
-        y, rows = torch.empty_like(x), steps[0].numel()
-        kernels.mix(_rows(x, rows), _rows(y, rows), *_arguments(steps, levels), _numpy(mixture))
-        return y
+        ctx.compiled = x.dtype == torch.float32 and x.device.type == "cpu" and not traced(x)
+        if not ctx.compiled:
+            ctx.save_for_backward(x, mixture, *steps)
+            parts = [_level(_scaled(x, s), each) * _spread(s, x) for s, each in zip(steps, levels, strict=True)]
+            return (parts[0] if mixture is None else _weighted_sum(mixture, parts)).to(x.dtype)
+        ctx.steps = np.stack([_array(step).reshape(-1) for step in steps], axis=1)
+        ctx.shapes, ctx.types = [step.shape for step in steps], [step.dtype for step in steps]
+        ctx.mixture = None if mixture is None else _array(mixture).copy()
+        x = compiled.dense(x, len(ctx.steps))
+        ctx.save_for_backward(x)
+        return compiled.quantized(x, np.abs(ctx.steps), _grids(levels), ctx.mixture)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        x, mixture, *steps = ctx.saved_tensors
-        by_x = (
-            torch.empty_like(x) if ctx.fast else torch.zeros_like(x, dtype=torch.promote_types(x.dtype, mixture.dtype))
-        )
-        if ctx.fast:
-            rows = steps[0].numel()
-            sums, products = np.empty((len(steps), rows)), np.empty((len(steps), rows))
-            kernels.mix_backward(
-                _rows(x, rows), _rows(_like(g, x), rows), _rows(by_x, rows), *_arguments(steps, ctx.levels),
-                _numpy(mixture), sums, products,
-            )  # fmt: skip
-            by_mixture = torch.from_numpy(products.sum(axis=1)).to(mixture)
-            by_steps = [torch.from_numpy(row).to(step).view_as(step) for row, step in zip(sums, steps, strict=True)]
-        else:
-            by_mixture, by_steps = torch.zeros_like(mixture), []
-            for q, (step, levels) in enumerate(zip(steps, ctx.levels, strict=True)):
-                u = _scaled(x, step)
-                inside = _inside(u, levels)
-                by_x += mixture[q] * (g * inside)
-                by_mixture[q] = (g * _level(u, levels) * _spread(step, x)).sum()
-                by_steps.append(mixture[q] * _sum_rows(g * _by_step(u, inside, levels), step))
-        by_steps = [by * s.sign() * scale for by, s, scale in zip(by_steps, steps, ctx.scales, strict=True)]
-        return by_x.to(x.dtype), by_mixture, None, None, *by_steps
+        gradients = _compiled_gradients if ctx.compiled else _gradients
+        # A second derivative is refused, which takes time and is of use only where one could be asked for.
+        return once_differentiable(gradients)(ctx, g) if torch.is_grad_enabled() else gradients(ctx, g)
+
+
+def _compiled_gradients(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    (x,), steps, mixture = ctx.saved_tensors, ctx.steps, ctx.mixture
+    by_x, by_step, by_mixture = compiled.gradients(x, g, np.abs(steps), _grids(ctx.levels), mixture)
+    by_step *= np.sign(steps) * ctx.scales
+    by_steps = [
+        torch.from_numpy(by_step[:, q].reshape(shape)).to(dtype)
+        for q, (shape, dtype) in enumerate(zip(ctx.shapes, ctx.types, strict=True))
+    ]
+    return by_x, None if mixture is None else torch.from_numpy(by_mixture).to(torch.float32), None, None, *by_steps
+
+
+def _gradients(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    x, mixture, *steps = ctx.saved_tensors
+    by_x, by_mixture, by_steps = [], [], []
+    for step, levels, scale in zip(steps, ctx.levels, ctx.scales, strict=True):
+        u = _scaled(x, step)
+        level, inside = _level(u, levels), _inside(u, levels)
+        within = torch.zeros_like(u) if levels.clipped_only else level - u
+        by_x.append(g * inside)
+        by_steps.append(_sum_rows(g * torch.where(inside, within, level), step) * step.sign() * scale)
+        if mixture is not None:
+            by_mixture.append((g * level * _spread(step, x)).sum())
+    if mixture is None:
+        return by_x[0], None, None, None, *by_steps
+    by_steps = [m * by_step for m, by_step in zip(mixture, by_steps, strict=True)]
+    return _weighted_sum(mixture, by_x).to(x.dtype), torch.stack(by_mixture).to(mixture), None, None, *by_steps
+
+
+def _array(x: Tensor) -> Any:
+    return x.detach().float().numpy()
+
+
+@lru_cache(maxsize=1024)
+def _grids(levels: tuple[Levels, ...]) -> Any:
+    """As the kernels take them."""
+    return np.array([each.grid for each in levels], np.float32)
 
 
 # --- in torch's operators: any device and type, and while a module is traced ------------------------------------------
@@ -237,48 +236,12 @@ def _inside(u: Tensor, levels: Levels) -> Tensor:
     return (u >= first) & (u <= last)
 
 
-def _by_step(u: Tensor, inside: Tensor, levels: Levels) -> Tensor:
-    """The derivative of what is written by the step."""
-    level = _level(u, levels)
-    return torch.where(inside, torch.zeros_like(u) if levels.clipped_only else level - u, level)
-
-
 def _sum_rows(values: Tensor, step: Tensor) -> Tensor:
     return (values.reshape(len(step), -1).sum(1) if step.dim() else values.sum()).to(step.dtype)
 
 
-# --- in the kernels ---------------------------------------------------------------------------------------------------
-
-
-def _on_kernels(x: Tensor) -> bool:
-    """Whether the kernels take a tensor: single precision, in this machine's memory, and nobody is tracing."""
-    return x.dtype == torch.float32 and x.device.type == "cpu" and not traced(x)
-
-
-def _dense(x: Tensor, step: Tensor) -> Tensor:
-    """The tensor without gaps in memory and, where each row has a step, row after row."""
-    x = x.detach()
-    dense = torch.ops.aten.is_non_overlapping_and_dense(x)
-    if dense and step.dim() and len(x):
-        dense = len(x) == 1 or x.stride(0) == x.numel() // len(x)
-    return x if dense else x.contiguous()
-
-
-def _like(g: Tensor, x: Tensor) -> Tensor:
-    """The gradient in the memory format of ``x``."""
-    return g if g.stride() == x.stride() else torch.empty_like(x).copy_(g)
-
-
-def _rows(x: Tensor, rows: int) -> Any:
-    """A dense tensor as it lies in memory, as an array of rows."""
-    return x.detach().as_strided((rows, x.numel() // rows), (x.numel() // rows, 1)).numpy()
-
-
-def _numpy(x: Tensor) -> Any:
-    return x.detach().to(torch.float32).numpy()
-
-
-def _arguments(steps: Sequence[Tensor], levels: Sequence[Levels]) -> tuple[Any, ...]:
-    """Steps and grids as the kernels take them."""
-    magnitudes = np.abs(np.stack([_numpy(step).reshape(-1) for step in steps]))
-    return magnitudes, np.array([each.grid for each in levels], np.float32)
+def _weighted_sum(weights: Tensor, parts: list[Tensor]) -> Tensor:
+    total = weights[0] * parts[0]
+    for weight, part in zip(weights[1:], parts[1:], strict=True):
+        total += weight * part
+    return total

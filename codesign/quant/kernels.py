@@ -1,6 +1,6 @@
 """Fake quantization of float32 arrays in one pass over memory, forward and backward.
 
-Arrays are (rows, n), with one step a row and quantizer: ``steps`` is (n_quantizers, rows). ``grids`` has a row a
+Arrays are (rows, n), with one step a row and quantizer: ``steps`` is (rows, n_quantizers). ``grids`` has a row a
 quantizer: first and last level, their offset, the range whose gradient passes, and the weight of the rounding in the
 gradient of the step. `codesign.quant.fake_quantization` has the equations. Loops run over blocks of a
 fixed number of lanes, which the compiler turns into vector instructions and which makes the order of a sum the same
@@ -33,7 +33,7 @@ def quantize(x: Floats, y: Floats, steps: Floats, grids: Floats) -> None:
     """``y = step * level`` for one quantizer."""
     low, high, offset = grids[0, 0], grids[0, 1], grids[0, 2]
     for row in range(x.shape[0]):
-        values, out, step = x[row], y[row], steps[0, row]
+        values, out, step = x[row], y[row], steps[row, 0]
         for i in range(values.size):
             out[i] = _level(values[i] / step, low, high, offset) * step
 
@@ -47,7 +47,7 @@ def quantize_backward(x: Floats, g: Floats, by_x: Floats, steps: Floats, grids: 
     whole = n - n % LANES
     sums = np.zeros(LANES, np.float32)
     for row in range(x.shape[0]):
-        values, upstream, out, step = x[row], g[row], by_x[row], steps[0, row]
+        values, upstream, out, step = x[row], g[row], by_x[row], steps[row, 0]
         sums[:] = 0
         for block in range(0, whole, LANES):
             for j in range(LANES):
@@ -63,7 +63,7 @@ def quantize_backward(x: Floats, g: Floats, by_x: Floats, steps: Floats, grids: 
         total = 0.0
         for j in range(LANES):
             total += sums[j]
-        by_step[0, row] = total
+        by_step[row, 0] = total
 
 
 @njit(cache=True, nogil=True)
@@ -78,7 +78,7 @@ def mix(x: Floats, y: Floats, steps: Floats, grids: Floats, mixture: Floats) -> 
             for j in range(LANES):
                 sums[j] = 0
             for q in range(quantizers):
-                step, low, high, offset, m = steps[q, row], grids[q, 0], grids[q, 1], grids[q, 2], mixture[q]
+                step, low, high, offset, m = steps[row, q], grids[q, 0], grids[q, 1], grids[q, 2], mixture[q]
                 for j in range(LANES):
                     sums[j] += m * (_level(values[block + j] / step, low, high, offset) * step)
             for j in range(LANES):
@@ -86,7 +86,7 @@ def mix(x: Floats, y: Floats, steps: Floats, grids: Floats, mixture: Floats) -> 
         for i in range(whole, n):
             out[i] = 0
             for q in range(quantizers):
-                step, low, high, offset = steps[q, row], grids[q, 0], grids[q, 1], grids[q, 2]
+                step, low, high, offset = steps[row, q], grids[q, 0], grids[q, 1], grids[q, 2]
                 out[i] += mixture[q] * (_level(values[i] / step, low, high, offset) * step)
 
 
@@ -111,7 +111,7 @@ def mix_backward(
             for q in range(quantizers):
                 low, high, offset = grids[q, 0], grids[q, 1], grids[q, 2]
                 first, last, rounding = grids[q, 3], grids[q, 4], grids[q, 5]
-                step, m, step_sums, mixture_sums = steps[q, row], mixture[q], step_lanes[q], mixture_lanes[q]
+                step, m, step_sums, mixture_sums = steps[row, q], mixture[q], step_lanes[q], mixture_lanes[q]
                 for j in range(LANES):
                     u, gradient = values[block + j] / step, upstream[block + j]
                     level, inside = _level(u, low, high, offset), (u >= first) and (u <= last)
@@ -125,7 +125,7 @@ def mix_backward(
             for q in range(quantizers):
                 low, high, offset = grids[q, 0], grids[q, 1], grids[q, 2]
                 first, last, rounding = grids[q, 3], grids[q, 4], grids[q, 5]
-                u, gradient = values[i] / steps[q, row], upstream[i]
+                u, gradient = values[i] / steps[row, q], upstream[i]
                 level, inside = _level(u, low, high, offset), (u >= first) and (u <= last)
                 out[i] += mixture[q] * gradient if inside else _ZERO
                 step_lanes[q, i - whole] += gradient * (rounding * (level - u) if inside else level)
@@ -135,5 +135,5 @@ def mix_backward(
             for j in range(LANES):
                 step_total += step_lanes[q, j]
                 mixture_total += mixture_lanes[q, j]
-            by_step[q, row] = mixture[q] * step_total
-            by_mixture[q, row] = steps[q, row] * mixture_total
+            by_step[row, q] = mixture[q] * step_total
+            by_mixture[row, q] = steps[row, q] * mixture_total

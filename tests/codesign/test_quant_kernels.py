@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from codesign.quant import UniformQuantizer, fake_quantize, mixed_quantize
+from codesign.quant import UniformQuantizer, compiled, fake_quantize, mixed_quantize
 from codesign.quant.fake_quantization import Levels, mix_quantized
 
 
@@ -81,7 +81,9 @@ def test_a_mixture_is_the_sum_of_its_parts(name, dtype, per_channel):
         return mix_quantized(x, steps, [Levels(*levels) for levels in GRIDS], m, scales)
 
     def twin(x, m, *steps):
-        parts = [fake_quantize(x, s, *levels, gradient_scale=k) for s, levels, k in zip(steps, GRIDS, scales, strict=True)]
+        parts = [
+            fake_quantize(x, s, *levels, gradient_scale=k) for s, levels, k in zip(steps, GRIDS, scales, strict=True)
+        ]
         return sum(m[i] * y for i, y in enumerate(parts))
 
     results = [gradients(f, x, mixture, *steps, upstream=upstream) for f in (ours, twin)]
@@ -125,3 +127,45 @@ def test_not_a_number_stays_one():
     for dtype in (torch.float32, torch.float64):
         y = fake_quantize(x.to(dtype), torch.tensor(0.5, dtype=dtype), -4, 3)
         assert y.isnan().tolist() == [True, False]
+
+
+@pytest.mark.parametrize("shape", [(compiled.WORTH_THREADS + 77,), (5, 3 * compiled.PIECE + 11), (300, 500)])
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_large_tensors_give_the_same_bits_on_any_number_of_threads(shape, per_channel):
+    x, upstream = (torch.randn(shape, generator=generator(i)) for i in range(2))
+    steps = [torch.tensor(0.4), torch.tensor(0.1)]
+    if per_channel:
+        steps = [s * torch.linspace(0.5, 2, len(x)) for s in steps]
+    mixture, levels = torch.tensor([0.3, 0.7]), [Levels(-4, 3), Levels(0, 15)]
+
+    def single(x, s):
+        return fake_quantize(x, s, *levels[0])
+
+    def mixed(x, m, *steps):
+        return mix_quantized(x, steps, levels, m)
+
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            results.append([
+                *gradients(single, x, steps[0], upstream=upstream),
+                *gradients(mixed, x, mixture, *steps, upstream=upstream),
+            ])  # fmt: skip
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    twin = gradients(
+        lambda x, s: composed(x, s, *levels[0][:3]), x.double(), steps[0].double(), upstream=upstream.double()
+    )
+    for a, b in zip(results[0][:2], twin[:2], strict=True):
+        assert ((a - b).abs() > 1e-4).float().mean() < 1e-4  # in double precision a middle can round the other way
+    torch.testing.assert_close(results[0][2].double(), twin[2], rtol=1e-3, atol=0.05)
+
+
+def test_a_second_derivative_is_refused_and_a_first_one_may_keep_its_graph():
+    x = torch.randn(10, generator=generator()).requires_grad_()
+    y = fake_quantize(x, torch.tensor(0.5), -4, 3).square().sum()
+    (g,) = torch.autograd.grad(y, x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        g.sum().backward()
