@@ -33,6 +33,8 @@ class Training(AbstractTraining):
         task: SupernetTask = problem.supernet
         self.data, self.seed = task.data, int(state["seed"])
         self.network = copy.deepcopy(task.network)
+        if not self.network.quantized:
+            self.network.calibrate(statistics_of(self.data.train))
         training = dataclasses.replace(task.training, learning_rate=strategy.weight_learning_rate)
         self.weights = WeightTrainer(
             self.network, task.data.train, training, max(1, strategy.steps * strategy.weight_steps), self.seed
@@ -42,7 +44,6 @@ class Training(AbstractTraining):
         self.logits = np.array(state["logits"]) if "logits" in state else even_logits(problem.space)
         self.moments = np.array(state["moments"]) if "moments" in state else np.zeros((2, *self.logits.shape))
         self.limit_weights: list[float] | None = state.get("limit_weights")
-        self.history: dict[str, float] = {}
         if "step_number" in state:
             self.weights.load({n[8:]: value for n, value in state.items() if n.startswith("weights.")})
 
@@ -81,12 +82,12 @@ class Training(AbstractTraining):
         rng = np.random.default_rng([self.seed, self.step_number, 5])  # the same in all processes
         batch = self._search_batch(rng)
         loss, gradient = (self._relaxed if strategy.task == "gumbel" else self._sampled)(*batch, rng)
-        if not math.isfinite(loss):
+        if not (math.isfinite(loss) and np.isfinite(gradient).all()):
             likeliest = self.problem.space.decode(self.problem.space.join(self.logits.argmax(axis=1)))
             raise Stopped(
-                f"{type(strategy).__name__}: the loss must stay finite, but is {loss} at policy step "
-                f"{self.step_number}; the likeliest network is {likeliest}. The last checkpoint is kept; lower the "
-                "learning rates."
+                f"{type(strategy).__name__}: the loss and its gradient must stay finite, but the loss is {loss} at "
+                f"policy step {self.step_number}; the likeliest network is {likeliest}. The last checkpoint is "
+                "kept; lower the learning rates."
             )
         used, gradients = self.expected_usage(rng)
         if self.limit_weights is None:
@@ -127,7 +128,7 @@ class Training(AbstractTraining):
         (gradient,) = torch.autograd.grad(loss, logits)
         value = loss.detach()
         distributed.average([gradient, value])
-        return float(value), np.nan_to_num(gradient.numpy())  # values that are not there have a logit of -inf
+        return float(value), np.where(np.isfinite(self.logits), gradient.numpy(), 0.0)
 
     @torch.no_grad()
     def _sampled(self, images: Tensor, labels: Tensor, rng: np.random.Generator) -> tuple[float, Floats]:

@@ -27,7 +27,7 @@ def few(n_train: int = 128, n_search: int = 64) -> Data:
     return Data(*(Images(p.images[:n], p.labels[:n]) for p, n in zip(whole, (n_train, n_search, 64), strict=True)))
 
 
-def trained(space: MobileNetV2Space = SPACE, seed: int = 0, n_steps: int = 6) -> Supernet:
+def trained(space: MobileNetV2Space = SPACE, seed: int = 0, n_steps: int = 20) -> Supernet:
     """Shared weights with quantizers, some steps after their calibration, so that nothing is at its first value."""
     return copy.deepcopy(_trained(space, seed, n_steps))
 
