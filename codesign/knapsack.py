@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -318,28 +319,28 @@ def _joint(
 @np.errstate(invalid="ignore")  # inf - inf is dealt with; inf more here and less there is nan, and no proof
 def _undominated(counts: Sequence[int], factors: Iterable[tuple[tuple[int, ...], Floats]]) -> list[NDArray[np.int64]]:
     """For each choice the options that no other one is as good as in everything, whatever the other choices are."""
-    seen: list[list[tuple[NDArray[np.int64], Floats]]] = [[] for _ in counts]
+    seen: list[list[tuple[NDArray[np.int64], Callable[[int], Floats]]]] = [[] for _ in counts]
     for choices, values in factors:
         classes, values = _classes(values)
         for axis, choice in enumerate(choices):
             rows = np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1, values.shape[-1])
-            seen[choice].append((classes[axis], rows))
+            seen[choice].append((classes[axis], lru_cache(maxsize=64)(partial(_most_more, rows))))
     kept = []
     for count, parts in zip(counts, seen, strict=True):
         alive = np.arange(count)
         for option in range(count):
             if option in alive:
                 worst = np.zeros((len(alive), 1))
-                for classes, rows in parts:
-                    worst = worst + _most_more(rows, classes[option], classes[alive])
+                for classes, most_more in parts:
+                    worst = worst + most_more(classes[option])[classes[alive]]
                 alive = alive[(alive == option) | ~np.all(worst <= 0, axis=-1)]
         kept.append(alive)
     return kept
 
 
-def _most_more(rows: Floats, one: int, others: NDArray[np.int64]) -> Floats:
-    """By how much one class is above others where it is so the most, shape (n, n_columns); inf and inf are equal."""
-    gaps = rows[one] - rows[others]
+def _most_more(rows: Floats, one: int) -> Floats:
+    """By how much a class is above each, where it is most so; shape (n_classes, n_columns). inf and inf are equal."""
+    gaps = rows[one] - rows
     return np.where(np.isnan(gaps), 0.0, gaps).max(axis=1)
 
 
