@@ -85,7 +85,7 @@ class SupernetTraining:
     momentum: float = 0.9
     weight_decay: float = 1e-4
     sampling: Literal["uniform", "sandwich", "fair"] = "uniform"
-    clip_norm: float = 5.0
+    clip_norm: float = 1.0
     precision: Precision = field(default_factory=Precision)
     checkpoint_steps: int = 200
 
@@ -170,6 +170,10 @@ class WeightTrainer:
         ]
         self.optimizer = torch.optim.SGD(groups, lr=0.0, momentum=training.momentum, nesterov=True)
         self.scaler = training.precision.scaler()
+        self.may_overflow = self.scaler.skips
+        # The gradient of a random network of few bits can overflow where a layer's outputs are all equal: that step is
+        # left out, and only many in a row end the training.
+        self.scaler.skips = True
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))
         parallel = distributed.world_size() > 1
         self._forward = (
@@ -214,7 +218,7 @@ class WeightTrainer:
                 loss = functional.cross_entropy(scores.float(), labels)
                 value = loss.detach().clone()
                 distributed.average([value])
-                if not self.scaler.skips:
+                if not self.may_overflow:
                     self._check("loss", value.item(), [arch])
                 self.scaler.backward(loss / len(archs))
                 total += value.item() / len(archs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 
 #: For one block the weights of the values of each field of its option, in the order of `Block`.
 Relaxed = Sequence[Tensor]
+
+
+#: Scale of what a block adds to its skip, at the start.
+FIRST_SCALE = 0.25
 
 
 class Quantizers(nn.Module):
@@ -64,15 +69,18 @@ class SharedBatchNorm(nn.Module):
     ----------
     channels : sequence of int
         The width of each option.
+    first_scales : sequence of float, optional
+        Scale of each option at the start; by default 1.
 
     References
     ----------
     Yu et al., "Slimmable neural networks", ICLR 2019, section 3.2.
     """
 
-    def __init__(self, channels: Sequence[int]) -> None:
+    def __init__(self, channels: Sequence[int], first_scales: Sequence[float] | None = None) -> None:
         super().__init__()
-        self.scale = nn.Parameter(torch.ones(len(channels), max(channels)))
+        first = torch.ones(len(channels)) if first_scales is None else torch.tensor(first_scales)
+        self.scale = nn.Parameter(first[:, None].repeat(1, max(channels)))
         self.shift = nn.Parameter(torch.zeros(len(channels), max(channels)))
         self.statistics = nn.ModuleList(nn.BatchNorm2d(n, affine=False) for n in channels)
 
@@ -107,7 +115,9 @@ class SharedBlock(nn.Module):
         self.depthwise = SharedLayer((widest, 1, kernel, kernel), bits, groups=widest)
         self.depthwise_norm = SharedBatchNorm(widths)
         self.project = SharedLayer((shape.out_channels, widest, 1, 1), bits)
-        self.project_norm = SharedBatchNorm([shape.out_channels] * (len(widths) * len(space.skips)))
+        # What leaves a block is about as large with a skip as without, since the next block's quantizers see both.
+        scales = [FIRST_SCALE if skipped else 1.0 for skipped in space.skips]
+        self.project_norm = SharedBatchNorm([shape.out_channels] * (len(widths) * len(scales)), scales * len(widths))
         self.inputs, self.project_inputs = Quantizers(input_bits), Quantizers(bits)
         self.pool = pooling(shape.stride)
 
@@ -254,8 +264,8 @@ class Supernet(nn.Module):
         return [module for module in self.modules() if isinstance(module, Quantizers)]
 
     @torch.no_grad()
-    def calibrate(self, images: Tensor, most_values: int = 10_000) -> None:
-        """Fit all steps to what the largest network sees in float, and run with quantizers from now on.
+    def calibrate(self, images: Tensor, most_values: int = 20_000, n_archs: int = 16, seed: int = 0) -> None:
+        """Fit all steps to what the largest network and random ones see in float, and run with quantizers from now on.
 
         Parameters
         ----------
@@ -263,20 +273,34 @@ class Supernet(nn.Module):
             A batch from the training set.
         most_values : int
             Values of a tensor that its steps are fitted to.
+        n_archs : int
+            Random networks, without whose skips what enters a block is smaller than in the largest one.
+        seed : int
+            Draws them.
         """
-        arch = self.space.largest
-        training = self.training
+        rng, training, banks = np.random.default_rng(seed), self.training, self._banks()
+        archs = [self.space.largest, *(self.space.sample(rng) for _ in range(n_archs))]
+        seen: dict[Quantizers, list[Tensor]] = {bank: [] for bank in banks}
         self.use_quantizers(False)
-        for bank in self._banks():
+        self.train(True)  # by the moments of the batch: no network has statistics of its own yet
+        kept = {name: buffer.clone() for name, buffer in self.named_buffers()}
+        for bank in banks:
             bank.watched = True
-        self.train(False)
-        self(images, arch)
-        self.train(training)
-        for bank in self._banks():
-            values = bank.seen.flatten()
+        for arch in archs:
+            self(images, arch)
+            for bank in banks:
+                if bank.seen is not None:
+                    values = bank.seen.flatten()
+                    seen[bank].append(values[:: max(1, values.numel() * len(archs) // most_values)])
+                    bank.seen = None
+        for bank in banks:
+            bank.watched = False
             for quantizer in bank.by_bits.values():
-                quantizer.calibrate(values[:: max(1, values.numel() // most_values)])
-            bank.watched, bank.seen = False, None
+                quantizer.calibrate(torch.cat(seen[bank]))
+        for name, buffer in self.named_buffers():
+            if name in kept and "statistics" in name:
+                buffer.copy_(kept[name])
+        self.train(training)
         self.use_quantizers(True)
 
     def at(self, arch: Sequence[int]) -> Candidate:
