@@ -47,11 +47,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print_error(error)
         return BAD_INPUT
-    except ImportError as error:
+    except (ImportError, FloatingPointError) as error:
         print_error(error)
         return FAILURE
-    except KeyboardInterrupt:
-        print("codesign: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(": ".join(["codesign: interrupted", *map(str, stop.args)]), file=sys.stderr)
         return FAILURE
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +154,7 @@ class Comparison:
         """Whether less or more of each objective is better."""
         return [sense(name) for name in self.objectives]
 
-    @property
+    @cached_property
     def groups(self) -> dict[str, list[list[Trial]]]:
         """For each group the trials of each seed, of all its limits together."""
         by_seed: dict[str, dict[int, list[Trial]]] = {}
@@ -175,7 +176,7 @@ class Comparison:
         """Feasible trials of all runs."""
         return sum(trial.feasible for run in self.runs for trial in run.trials)
 
-    @property
+    @cached_property
     def front(self) -> list[tuple[Found, Trial]]:
         """The trials that no trial of any run dominates, by their first objective."""
         pairs = [(run, trial) for run in self.runs for trial in run.trials if trial.feasible]
@@ -183,7 +184,7 @@ class Comparison:
         best = [pair for pair, on in zip(pairs, mask, strict=True) if on]
         return sorted(best, key=lambda pair: pair[1].metrics[self.objectives[0]])
 
-    @property
+    @cached_property
     def hypervolumes(self) -> dict[str, list[float]]:
         """For each group the hypervolume of each seed."""
         return {

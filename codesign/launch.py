@@ -226,8 +226,8 @@ def _draw(problem: Problem, trials: list[Any], result: SearchResult, folder: Pat
         plot_pareto({"trials": trials}, x, score, color, problem.limits, chosen, ax)
     space: Any = getattr(problem.space, "network_space", problem.space)
     shown = [name for name in (score, "energy_j", "latency_s") if name in result.metrics]
-    costs = [f"{LABELS[name][0]} {quantity(name, result.metrics[name])}" for name in shown]
-    blocks = plot_blocks(result.options, space.block_shapes, f"chosen network: {', '.join(costs)}").figure
+    costs = [f"{LABELS[name][0]} {quantity(name, result.metrics[name], ascii=False)}" for name in shown]
+    blocks = plot_blocks(result.options, space.block_shapes, ", ".join(costs)).figure
     layers = plot_layers(problem.price(result.trial.arch))[0].figure
     for name, one in {"front": figure, "blocks": blocks, "layers": layers}.items():
         one.savefig(folder / f"{name}.png", dpi=130)

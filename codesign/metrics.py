@@ -49,8 +49,8 @@ def prefixed(values: Any) -> tuple[float, str]:
     return 10.0**-exponent, _PREFIXES[exponent]
 
 
-def quantity(metric: str, value: float) -> str:
-    """A value with its unit, in ASCII.
+def quantity(metric: str, value: float, ascii: bool = True) -> str:
+    """A value with its unit, for a terminal in ASCII.
 
     Examples
     --------
@@ -58,7 +58,8 @@ def quantity(metric: str, value: float) -> str:
     ('12.35 uJ', '8.25 %', '2.5 mm2')
     """
     factor, unit = in_unit(metric, value)
-    return f"{factor * value:.4g} {unit}".strip().replace("µ", "u").replace("²", "2")
+    text = f"{factor * value:.4g} {unit}".strip()
+    return text.replace("µ", "u").replace("²", "2") if ascii else text
 
 
 def sense(metric: str) -> str:

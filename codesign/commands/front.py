@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     output.check_folder(args.out)
     from codesign.front_search import front_search
 
-    with processes.started(args.device), processes.folder(args.out) as out:
+    with output.resumable(args.out), processes.started(args.device), processes.folder(args.out) as out:
         bars = processes.is_first() and not args.json
         comparison = front_search(spec, out, args.resume, bars, args.tensorboard, args.device)
         if not processes.is_first():

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +15,9 @@ PLOT_SUFFIXES = (".png", ".pdf", ".svg")
 
 
 def one_line(error: BaseException) -> str:
-    """An exception's message on one line."""
+    """An exception's message on one line; of a file that fails, its name and what failed."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
     return " ".join(str(error).split()) or type(error).__name__
 
 
@@ -91,6 +94,15 @@ def check_folder(path: str) -> None:
 def _check_writable(path: str, place: Path) -> None:
     if not os.access(place, os.W_OK):
         raise ValueError(f"Output {path!r}: it must be writable, but permission is denied; choose another place.")
+
+
+@contextlib.contextmanager
+def resumable(out: str) -> Iterator[None]:
+    """Say after an interrupt how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"go on with --out {out} --resume") from None
 
 
 def save(axes: Any, path: str) -> None:

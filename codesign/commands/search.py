@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     output.check_folder(args.out)
     from codesign.launch import launch
 
-    with processes.started(args.device), processes.folder(args.out) as out:
+    with output.resumable(args.out), processes.started(args.device), processes.folder(args.out) as out:
         bars = processes.is_first() and not args.json
         result = launch(spec, out, args.resume, bars, args.tensorboard, args.device)
         if not processes.is_first():

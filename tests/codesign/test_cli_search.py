@@ -68,13 +68,15 @@ def test_a_search_ends_with_a_network_within_its_limits_and_a_directory_that_rep
     assert RunSpec.read("a") == RunSpec.read("b")
 
 
-def test_a_run_that_exists_is_gone_on_with_only_when_asked_and_with_more_trials(codesign, refused):
+def test_a_run_that_exists_is_gone_on_with_only_when_asked_and_lends_its_supernet(codesign, refused, tmp_path):
     assert codesign(f"{SEARCH} --out a")[0] == 0
     before = load_trials("a")
     assert "give --resume" in refused(f"{SEARCH} --out a")
     assert "seed: 0 there, 1 here" in refused(f"{SEARCH} --seed 1 --out a --resume")
     assert codesign("search --out a --resume --trials 8")[0] == 0
     assert load_trials("a")[:6] == before and len(load_trials("a")) == 8
+    assert codesign(f"{SEARCH} --supernet a --out b")[0] == 0
+    assert load_trials("b") == before and not (tmp_path / "b" / "supernet").exists()
 
 
 def test_what_another_process_writes_is_left_alone(codesign, refused, tmp_path):
@@ -111,13 +113,6 @@ def test_limits_that_cannot_be_met_are_said_with_a_witness_before_anything_is_wr
 )
 def test_bad_input_is_named(options, message, refused):
     assert message in refused(f"search --out a {options}")
-
-
-def test_the_supernet_of_another_run_is_taken(codesign, tmp_path):
-    assert codesign(f"{SEARCH} --out a")[0] == 0
-    assert codesign(f"{SEARCH} --supernet a --out b")[0] == 0
-    assert load_trials("a") == load_trials("b")
-    assert not (tmp_path / "b" / "supernet").exists()
 
 
 def test_network_and_chip_are_chosen_together(codesign):
@@ -160,7 +155,13 @@ def test_a_search_that_is_killed_twice_goes_on_to_the_same_result(codesign, tmp_
     assert len(steps) == len(set(steps))
 
 
-FRONT = f"front --limit energy_j=0.5x:0.9x:2 --strategy reinforce {SMALL}"
+def test_training_that_diverges_is_said_with_its_network(codesign):
+    code, _, err = codesign(f"{SEARCH} --supernet-set learning_rate=1e30 --out a")
+    assert code == 1 and "Traceback" not in err
+    assert "must be finite" in err.splitlines()[-1] and "blocks.0=" in err.splitlines()[-1]
+
+
+FRONT = f"front --limit energy_j=0.5x:0.9x:2 --strategy random {SMALL}"
 
 
 def test_a_front_that_is_stopped_goes_on_to_the_same_and_has_its_baselines(codesign, tmp_path, monkeypatch):
@@ -177,7 +178,8 @@ def test_a_front_that_is_stopped_goes_on_to_the_same_and_has_its_baselines(codes
 
     launched = front_search.search_with
     monkeypatch.setattr(front_search, "search_with", stopping)
-    assert codesign(f"{FRONT} --out stopped")[0] == 1
+    code, _, err = codesign(f"{FRONT} --out stopped")
+    assert code == 1 and err.splitlines()[-1] == "codesign: interrupted: go on with --out stopped --resume"
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     assert "give --resume" in codesign(f"{FRONT} --out stopped")[2]
@@ -187,7 +189,7 @@ def test_a_front_that_is_stopped_goes_on_to_the_same_and_has_its_baselines(codes
     whole, stopped = (json.loads((tmp_path / name / "front.json").read_text()) for name in ("whole", "stopped"))
     assert stopped["reference"] == whole["reference"]
     assert [row["arch"] for row in stopped["front"]] == [row["arch"] for row in whole["front"]]
-    assert set(whole["groups"]) == {"reinforce", "random", "nsga2"}
+    assert set(whole["groups"]) == {"random", "nsga2"}
     for name, group in whole["groups"].items():
         assert group["hypervolumes"] == stopped["groups"][name]["hypervolumes"]
         assert len(group["runs"]) == 2
