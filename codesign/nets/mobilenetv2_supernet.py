@@ -291,7 +291,7 @@ class Supernet(nn.Module):
             for bank in banks:
                 if bank.seen is not None:
                     values = bank.seen.flatten()
-                    seen[bank].append(values[:: max(1, values.numel() * len(archs) // most_values)])
+                    seen[bank].append(values[:: max(1, values.numel() * len(archs) // most_values)].clone())
                     bank.seen = None
         for bank in banks:
             bank.watched = False
