@@ -54,7 +54,7 @@ def front_search(
         Where ``out`` holds something else, or this and ``resume`` is false, or is being written.
     """
     limits = swept(spec.limits)
-    spec, data = prepared(spec)
+    spec, data = prepared(spec, tensorboard)
     for one in limits:
         try:
             reachable(dataclasses.replace(spec, limits=one))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -60,15 +61,23 @@ def launch(
     ValueError
         For data, weights or settings that do not fit.
     """
-    spec, data = prepared(spec)
+    spec, data = prepared(spec, tensorboard)
     reachable(spec)
     with open_run(out, spec, resume) as folder, Metrics(folder, tensorboard) as metrics:
         task = supernet_task(spec, data, folder / SUPERNET_NAME, progress, metrics, device)
         return search_with(spec, task, folder, progress, metrics)
 
 
-def prepared(spec: RunSpec) -> tuple[RunSpec, Data]:
-    """The specification with nothing left to defaults, and its data."""
+def prepared(spec: RunSpec, tensorboard: bool = False) -> tuple[RunSpec, Data]:
+    """The specification with nothing left to defaults, and its data.
+
+    Raises
+    ------
+    ImportError
+        Where TensorBoard is asked for and is not installed.
+    """
+    if tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise ImportError("TensorBoard: the package tensorboard must be installed: pip install tensorboard.")
     spec = spec.completed()
     data = spec.data()
     return spec.fitted(data), data
@@ -173,10 +182,6 @@ class Metrics:
         self._begun: set[str] = set()
         self._writers: dict[str, Callable[[Mapping[str, float]], None]] = {}
         self._tensorboard = folder / TENSORBOARD_NAME if tensorboard else None
-        if tensorboard:
-            from codesign.tensorboard import TensorBoard
-
-            TensorBoard(folder / TENSORBOARD_NAME)  # says now if it is not installed
         self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115  closed in __exit__
 
     def __call__(self, phase: str, step: int, values: Mapping[str, float]) -> None:

@@ -1,5 +1,6 @@
 """``codesign search`` and ``codesign front``: small searches on the digits, killed, gone on with, and repeated."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -123,6 +124,7 @@ def test_network_and_chip_are_chosen_together(codesign):
     assert result["limits"]["area_mm2"]["usage"] <= 1
 
 
+@pytest.mark.slow
 def test_a_search_that_is_killed_twice_goes_on_to_the_same_result(codesign, tmp_path):
     import torch
 
@@ -153,6 +155,13 @@ def test_a_search_that_is_killed_twice_goes_on_to_the_same_result(codesign, tmp_
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     steps = [(row["phase"], row["step"]) for row in rows]
     assert len(steps) == len(set(steps))
+
+
+def test_tensorboard_is_missed_before_anything_is_written(codesign, tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    code, _, err = codesign(f"{SEARCH} --tensorboard --out a")
+    assert code == 1 and "pip install tensorboard" in err
+    assert not (tmp_path / "a").exists()
 
 
 def test_training_that_diverges_is_said_with_its_network(codesign):
