@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional
 
+from codesign.precision import wide
 from codesign.processes import rank, world_size
 
 
@@ -82,8 +83,7 @@ def batch_moments(
     mean, variance = (kept.running_mean, kept.running_var) if kept is not None else (None, None)
     if world_size() == 1:
         return functional.batch_norm(x, mean, variance, weight, bias, True, share, eps)
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    variances, means = gathered(torch.stack(torch.var_mean(wide, dim=(0, 2, 3), correction=0))).unbind(1)
+    variances, means = gathered(torch.stack(torch.var_mean(wide(x), dim=(0, 2, 3), correction=0))).unbind(1)
     mu = means.mean(0)
     sigma2 = variances.mean(0) + (means - mu).square().mean(0)
     if mean is not None and variance is not None:
@@ -92,4 +92,4 @@ def batch_moments(
             mean.lerp_(mu, share)
             variance.lerp_(sigma2 * n / max(1, n - 1), share)
     scale = weight * torch.rsqrt(sigma2 + eps)
-    return (wide * scale[:, None, None] + (bias - mu * scale)[:, None, None]).to(x.dtype)
+    return (wide(x) * scale[:, None, None] + (bias - mu * scale)[:, None, None]).to(x.dtype)

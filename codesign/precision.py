@@ -70,6 +70,11 @@ class Precision:
         return LossScaler(self)
 
 
+def wide(x: Tensor) -> Tensor:
+    """A tensor in float32, or as it is where it is wider: what a loss is computed of."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 class LossScaler:
     """The loss scale of a training on its way, and the optimiser's steps under it.
 

@@ -23,7 +23,7 @@ from codesign.accuracy import evaluate
 from codesign.augment import augmentation
 from codesign.data import Data, Images
 from codesign.describe import describe, digest
-from codesign.precision import Precision
+from codesign.precision import Precision, wide
 from codesign.processes import alone, is_first, on_first
 from codesign.quant.convert import mode, recalibrate_batchnorm
 from codesign.run_directory import State, run_directory, write_atomically
@@ -215,13 +215,20 @@ class WeightTrainer:
             for arch in archs:
                 with self.training.precision.autocast(images.device):
                     scores = self._forward(images, arch)
-                loss = functional.cross_entropy(scores.float(), labels)
+                loss = functional.cross_entropy(wide(scores), labels)
                 value = loss.detach().clone()
                 distributed.average([value])
                 if not self.may_overflow:
                     self._check("loss", value.item(), [arch])
                 self.scaler.backward(loss / len(archs))
                 total += value.item() / len(archs)
+        n = distributed.world_size()
+        if (
+            n > 1
+        ):  # a step's gradient is scaled by the root of the number of values, of which each process has its share
+            for step in self.network.input_steps():
+                if step.grad is not None:
+                    step.grad.div_(math.sqrt(n))
         try:
             self.scaler.step(self.optimizer, self.training.clip_norm)
         except FloatingPointError as error:

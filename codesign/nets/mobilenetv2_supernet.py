@@ -260,6 +260,11 @@ class Supernet(nn.Module):
         for bank in self._banks():
             bank.enabled = enabled
 
+    def input_steps(self) -> list[Tensor]:
+        """The steps of quantizers whose values are activations, so that their number grows with the batch."""
+        weights = {id(layer.quantizers) for layer in self.modules() if isinstance(layer, SharedLayer)}
+        return [q.step for bank in self._banks() if id(bank) not in weights for q in bank.by_bits.values()]
+
     def _banks(self) -> list[Quantizers]:
         return [module for module in self.modules() if isinstance(module, Quantizers)]
 

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from codesign import distributed
 from codesign.augment import augmentation
+from codesign.precision import wide
 from codesign.problem import AT_LEAST, Problem
 from codesign.quant.convert import mode
 from codesign.run_directory import State
@@ -124,7 +125,7 @@ class Training(AbstractTraining):
             fields = by_block(self.problem.space, masks.to(images))[: len(self.network.space.choices)]
             with self.weights.training.precision.autocast(images.device):
                 scores = self.network.soft(images, fields)
-            loss = functional.cross_entropy(scores.float(), labels)
+            loss = functional.cross_entropy(wide(scores), labels)
         (gradient,) = torch.autograd.grad(loss, logits)
         value = loss.detach()
         distributed.average([gradient, value])
@@ -138,8 +139,8 @@ class Training(AbstractTraining):
         statistics = copy.deepcopy(self.network.state_dict())
         with mode(self.network, training=True):  # by the moments of the batch, which are not kept
             for i, row in enumerate(rows):
-                scores = self.network(images, self._network_arch(row)).float()
-                losses[i] = functional.cross_entropy(scores, labels)
+                scores = self.network(images, self._network_arch(row))
+                losses[i] = functional.cross_entropy(wide(scores), labels)
         self.network.load_state_dict(statistics)
         distributed.average([losses])
         return float(losses.mean()), reinforce(self.logits, rows, losses.numpy())

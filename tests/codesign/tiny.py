@@ -17,6 +17,8 @@ from codesign.nets.mobilenetv2 import MobileNetV2Space
 from codesign.nets.mobilenetv2_supernet import Supernet
 from codesign.supernet import SupernetTraining, WeightTrainer, uniform
 
+torch.set_num_threads(1)  # children that are forked must not wait for threads that they do not have
+
 SPACE = MobileNetV2Space.preset("tiny")
 TRAINING = SupernetTraining(float_epochs=1, epochs=3, batch_size=32, checkpoint_steps=3)
 
