@@ -203,7 +203,8 @@ class WeightTrainer:
         Raises
         ------
         Stopped
-            Where a loss or a gradient is not finite; the weights are those before the step.
+            Where a loss is not finite, or gradients are not, many times in a row; the weights are those before the
+            step. A single such gradient is left out.
         """
         rate = self.training.learning_rate * self._schedule()
         for group in self.optimizer.param_groups:
@@ -223,9 +224,7 @@ class WeightTrainer:
                 self.scaler.backward(loss / len(archs))
                 total += value.item() / len(archs)
         n = distributed.world_size()
-        if (
-            n > 1
-        ):  # a step's gradient is scaled by the root of the number of values, of which each process has its share
+        if n > 1:  # the gradient of a step is scaled by the number of values, of which each process has its share
             for step in self.network.input_steps():
                 if step.grad is not None:
                     step.grad.div_(math.sqrt(n))

@@ -16,6 +16,7 @@ from codesign.accuracy import evaluate
 from codesign.describe import digest
 from codesign.nets.mobilenetv2 import Block, MobileNetV2Space, Stage
 from codesign.nets.mobilenetv2_supernet import Supernet
+from codesign.precision import MOST_SKIPPED
 from codesign.quant import recalibrate_batchnorm
 from codesign.run_directory import RunDirectoryError, unpack_state
 from codesign.supernet import (
@@ -394,14 +395,21 @@ def test_a_loss_that_is_not_a_number_stops_and_names_the_options(network):
         trainer.step([arch])
 
 
-def test_a_gradient_that_is_not_a_number_stops_before_it_reaches_the_weights():
+def test_a_gradient_that_is_not_a_number_never_reaches_the_weights_and_many_in_a_row_stop():
     network = trained(n_steps=1)
-    trainer = WeightTrainer(network, few().train, SupernetTraining(batch_size=16), 10, seed=0)
-    network.stem.weight.register_hook(lambda slope: slope * float("nan"))
+    trainer = WeightTrainer(network, few().train, SupernetTraining(batch_size=16), 100, seed=0)
+    hook = network.stem.weight.register_hook(lambda slope: slope * float("nan"))
     before = digest(*(p.detach() for p in network.parameters()))
-    with pytest.raises(Stopped, match="gradient"):
-        trainer.step([SPACE.largest])
+    trainer.step([SPACE.smallest])
+    assert (trainer.scaler.skipped_steps, trainer.step_number) == (1, 1)
+    with pytest.raises(Stopped, match=f"norm of the gradients must be finite, but is nan for {MOST_SKIPPED} steps"):
+        for _ in range(MOST_SKIPPED - 1):
+            trainer.step([SPACE.smallest])
     assert digest(*(p.detach() for p in network.parameters())) == before
+    hook.remove()
+    trainer.scaler.skipped_in_a_row = 0
+    trainer.step([SPACE.smallest])
+    assert digest(*(p.detach() for p in network.parameters())) != before
 
 
 @pytest.mark.parametrize(
