@@ -8,6 +8,8 @@ import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import torch
@@ -17,7 +19,7 @@ from codesign.nets.mobilenetv2 import MobileNetV2Space
 from codesign.nets.mobilenetv2_supernet import Supernet
 from codesign.supernet import SupernetTraining, WeightTrainer, uniform
 
-torch.set_num_threads(1)  # children that are forked must not wait for threads that they do not have
+torch.set_num_threads(1)  # results are compared exactly
 
 SPACE = MobileNetV2Space.preset("tiny")
 TRAINING = SupernetTraining(float_epochs=1, epochs=3, batch_size=32, checkpoint_steps=3)
@@ -64,14 +66,31 @@ def archs(space: MobileNetV2Space, n: int, seed: int = 0) -> list[tuple[int, ...
     return [space.smallest, space.largest, *(space.sample(rng) for _ in range(n))]
 
 
-def killed_after(work, n: int, delay_s: float = 0.0) -> int:
+def killed_after(work: Callable[..., object], n: int, delay_s: float = 0.0) -> int:
     """Run ``work(progress)`` in a process that gets SIGKILL a moment after it called ``progress`` ``n`` times.
+
+    Parameters
+    ----------
+    work : callable
+        That can be pickled.
+    n : int
+    delay_s : float
 
     Returns
     -------
     int
         How often it had called when it died, or ended.
     """
+    return _nursery().submit(_killed_after, work, n, delay_s).result()
+
+
+@functools.cache
+def _nursery() -> ProcessPoolExecutor:
+    """A process that forks others, which start at once. It is a fresh one: torch may have made threads in this one."""
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), trained)
+
+
+def _killed_after(work: Callable[..., object], n: int, delay_s: float) -> int:
     reader, writer = os.pipe()
 
     def child() -> None:
