@@ -211,10 +211,11 @@ def _chip() -> BitFusion:
 
 def _run(settings: Settings, out: Path, pool: ThreadPoolExecutor, progress: bool) -> Quickstart:
     data = digits(settings.seed, fold=0)
-    with _bar("training", settings.float_epochs + settings.quantized_epochs, progress) as step:
-        network = _kept_network(out / "network.safetensors", data, settings, step)
+    # Traced here and not where threads train: tracing switches kernels for the whole process, which turns last bits.
     workload = from_torch(digits_net(settings.seed).eval(), (1, *data.train.images.shape[1:]))
     space = BitwidthSpace(workload, settings.bits)
+    with _bar("training", settings.float_epochs + settings.quantized_epochs, progress) as step:
+        network = _kept_network(out / "network.safetensors", data, space, settings, step)
     accuracy = QuantizedAccuracy(network, space, data.train.images[:N_STATISTICS], data.search)
     free = Problem(space, accuracy, _chip(), objective=OBJECTIVE)
     limit_j = settings.energy_limit * free.price(space.uniform(max(settings.bits))).energy_j
@@ -232,7 +233,7 @@ def _run(settings: Settings, out: Path, pool: ThreadPoolExecutor, progress: bool
     trials = {name: free.evaluate(arch) for name, arch in archs.items()}
 
     bits = {name: space.layer_bits(arch) for name, arch in archs.items()}
-    tests = _test(out / "test.json", bits, settings, network, pool, progress)
+    tests = _test(out / "test.json", bits, space, settings, network, pool, progress)
     candidates = tuple(
         Candidate(
             name, arch, bits[name], trials[name].metrics["energy_j"], trials[name].metrics["latency_s"],
@@ -264,7 +265,9 @@ def _bar(what: str, total: int, progress: bool) -> Iterator[Callable[[], object]
         yield bar.update
 
 
-def any_bits_network(data: Data, settings: Settings, seed: int, step: Callable[[], object]) -> nn.Module:
+def any_bits_network(
+    data: Data, space: BitwidthSpace, settings: Settings, seed: int, step: Callable[[], object]
+) -> nn.Module:
     """A network trained in float and then with the bits of all layers drawn at random for each step.
 
     Its weights serve every candidate of the search.
@@ -273,8 +276,6 @@ def any_bits_network(data: Data, settings: Settings, seed: int, step: Callable[[
     train(network, data.train, settings.float_epochs, settings.learning_rate, seed, progress=step)
     network = _quantized(network, settings)
     calibrate(network, data.train.images[:N_STATISTICS])
-    workload = from_torch(digits_net(seed).eval(), (1, *data.train.images.shape[1:]))
-    space = BitwidthSpace(workload, settings.bits)
     train(
         network, data.train, settings.quantized_epochs, settings.learning_rate, seed,
         bits=lambda rng: space.layer_bits(space.sample(rng)), progress=step,
@@ -286,7 +287,9 @@ def _quantized(network: nn.Module, settings: Settings) -> nn.Module:
     return quantize(network, max(settings.bits), settings.bits)
 
 
-def _kept_network(path: Path, data: Data, settings: Settings, step: Callable[[], object]) -> nn.Module:
+def _kept_network(
+    path: Path, data: Data, space: BitwidthSpace, settings: Settings, step: Callable[[], object]
+) -> nn.Module:
     """The trained network of the first split, read back where it was kept."""
     from safetensors.torch import load, save
 
@@ -296,7 +299,7 @@ def _kept_network(path: Path, data: Data, settings: Settings, step: Callable[[],
         for _ in range(settings.float_epochs + settings.quantized_epochs):
             step()
     else:
-        network = any_bits_network(data, settings, settings.seed, step)
+        network = any_bits_network(data, space, settings, settings.seed, step)
         write_atomically(path, save(network.state_dict()))
     return network
 
@@ -304,6 +307,7 @@ def _kept_network(path: Path, data: Data, settings: Settings, step: Callable[[],
 def _test(
     path: Path,
     bits: Mapping[str, LayerBits],
+    space: BitwidthSpace,
     settings: Settings,
     network: nn.Module,
     pool: ThreadPoolExecutor,
@@ -322,7 +326,7 @@ def _test(
         for _ in range((settings.n_splits - len(missing)) * len(bits)):
             step()
         futures = {
-            pool.submit(_test_split, fold, bits, settings, network if fold == 0 else None, step, go_on): fold
+            pool.submit(_test_split, fold, bits, space, settings, network if fold == 0 else None, step, go_on): fold
             for fold in missing
         }
         try:
@@ -337,6 +341,7 @@ def _test(
 def _test_split(
     fold: int,
     bits: Mapping[str, LayerBits],
+    space: BitwidthSpace,
     settings: Settings,
     network: nn.Module | None,
     step: Callable[[], object],
@@ -345,7 +350,7 @@ def _test_split(
     """Train on one split, tune at each network's bits, and read the test set once for each."""
     seed = settings.seed + fold
     data = digits(settings.seed, fold)
-    network = network or any_bits_network(data, settings, seed, go_on)
+    network = network or any_bits_network(data, space, settings, seed, go_on)
     accuracies = {}
     for name, layer_bits in bits.items():
         tuned = copy.deepcopy(network)

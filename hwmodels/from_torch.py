@@ -320,6 +320,9 @@ def from_torch(
     tensors that it is made of. Zeros padded around a map become the padding of the convolution that reads it.
     Attention is two matmuls and a softmax.
 
+    While the module runs, torch's own fast paths (oneDNN's among them) are off for the whole process. Other threads
+    that run networks meanwhile get results that differ in their last bits: trace before they begin.
+
     Examples
     --------
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 4 * 4, 10))

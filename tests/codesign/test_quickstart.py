@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -16,10 +17,15 @@ SMALL = Settings(n_trials=12, n_splits=2, float_epochs=1, quantized_epochs=1, tu
 RESULTS = ("result.json", "test.json", "network.safetensors", "reinforce/trials.jsonl", "random/trials.jsonl")
 
 
+traced_by = []  # the threads that traced a network
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    out = tmp_path_factory.mktemp("quickstart")
-    return quickstart(out, settings=SMALL, progress=False)
+    out, trace = tmp_path_factory.mktemp("quickstart"), module.from_torch
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "from_torch", lambda *args: traced_by.append(threading.current_thread()) or trace(*args))
+        return quickstart(out, settings=SMALL, progress=False)
 
 
 def read(out):
@@ -33,6 +39,11 @@ def test_the_run_directory_holds_configuration_trials_and_plots(finished):
     assert len(load_trials(finished.out / "reinforce")) == len(load_trials(finished.out / "random")) == 12
     for name in ("pareto.png", "layers.png", "bits.png"):
         assert (finished.out / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_no_network_is_traced_beside_threads_that_train(finished):
+    """Tracing switches torch's kernels for the whole process, and so the last bits of what trains meanwhile."""
+    assert traced_by == [threading.main_thread()]
 
 
 def test_every_candidate_meets_the_limit_and_the_chosen_one_has_the_least_search_loss(finished):
