@@ -50,6 +50,9 @@ class SupernetTraining:
         Images of a step; over all processes together.
     learning_rate : float
         Its peak; it rises over the first ``warmup`` of the steps and falls to 0 on a cosine.
+    step_rate : float
+        Share of it at which the steps of quantizers are learned. At the whole of a rate that suits weights, those of 8
+        bits drift to many times what they were calibrated to.
     warmup : float
     momentum, weight_decay : float
         Of SGD with Nesterov's momentum; norms, biases and quantization steps do not decay.
@@ -81,6 +84,7 @@ class SupernetTraining:
     release: float = 0.75
     batch_size: int = 64
     learning_rate: float = 0.1
+    step_rate: float = 0.1
     warmup: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 1e-4
@@ -163,10 +167,14 @@ class WeightTrainer:
         self.network, self.data, self.training, self.n_steps, self.seed = network, data, training, n_steps, seed
         self.step_number = 0
         self.batches_per_epoch = max(1, len(data.labels) // training.batch_size)
-        decays = {name: name.endswith("weight") for name, _ in network.named_parameters()}
+        kinds: dict[str, list[nn.Parameter]] = {"weight": [], "step": [], "other": []}
+        for name, parameter in network.named_parameters():
+            last = name.rpartition(".")[2]
+            kinds[last if last in kinds else "other"].append(parameter)
         groups = [
-            {"params": [p for name, p in network.named_parameters() if decays[name] is decay], "weight_decay": rate}
-            for decay, rate in ((True, training.weight_decay), (False, 0.0))
+            {"params": kinds["weight"], "weight_decay": training.weight_decay, "rate": 1.0},
+            {"params": kinds["step"], "weight_decay": 0.0, "rate": training.step_rate},
+            {"params": kinds["other"], "weight_decay": 0.0, "rate": 1.0},
         ]
         self.optimizer = torch.optim.SGD(groups, lr=0.0, momentum=training.momentum, nesterov=True)
         self.scaler = training.precision.scaler()
@@ -208,7 +216,7 @@ class WeightTrainer:
         """
         rate = self.training.learning_rate * self._schedule()
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["rate"]
         images, labels = self.batch()
         self.optimizer.zero_grad(set_to_none=True)
         total = 0.0

@@ -53,6 +53,8 @@ class Recipe:
     batch_size : int
     weight_decay : float
         Of weights that are matrices or kernels; norms, biases and quantization steps do not decay.
+    step_rate : float
+        Share of the learning rate at which the steps of quantizers are learned.
     momentum : float
         Of SGD.
     warmup : float
@@ -84,6 +86,7 @@ class Recipe:
     schedule: Literal["one-cycle", "cosine"] = "one-cycle"
     batch_size: int = 128
     weight_decay: float = 0.01
+    step_rate: float = 1.0
     momentum: float = 0.9
     warmup: float = 0.0
     label_smoothing: float = 0.0
@@ -111,7 +114,14 @@ class Recipe:
 #: For pictures of 32 x 32 pixels in three channels, as for CIFAR in He et al., "Deep residual learning", CVPR 2016,
 #: section 4.2, with the later additions of a cosine, a warm-up and a clipped gradient.
 PICTURES = Recipe(
-    "sgd", "cosine", weight_decay=1e-4, warmup=0.1, clip_norm=5.0, augment="crop-flip", channels_last=True
+    "sgd",
+    "cosine",
+    weight_decay=1e-4,
+    step_rate=0.1,
+    warmup=0.1,
+    clip_norm=5.0,
+    augment="crop-flip",
+    channels_last=True,
 )
 
 
@@ -216,11 +226,17 @@ class _Trainer:
         self.device = device_of(network)
         self.rng = np.random.default_rng(seed)
         self.n_batches = max(1, len(data.labels) // recipe.batch_size)
-        matrices = [p for p in network.parameters() if p.ndim > 1]
-        scalars = [p for p in network.parameters() if p.ndim <= 1]  # norms, biases, steps of quantizers
-        groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": scalars, "weight_decay": 0.0}]
+        steps = [p for name, p in network.named_parameters() if name.endswith(".step")]
+        chosen = {id(p) for p in steps}
+        others = [p for p in network.parameters() if id(p) not in chosen]
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in others if p.ndim > 1], "weight_decay": recipe.weight_decay},
+            {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0},  # norms and biases
+        ]
+        if steps:
+            groups.append({"params": steps, "weight_decay": 0.0, "lr": learning_rate * recipe.step_rate})
         self.optimizer = _optimizer(recipe, groups, learning_rate)
-        self.schedule = _schedule(recipe, self.optimizer, learning_rate, max(1, epochs * self.n_batches))
+        self.schedule = _schedule(recipe, self.optimizer, max(1, epochs * self.n_batches))
         self.scaler = recipe.precision.scaler()
         self.history: list[dict[str, float]] = []
         #: Not among them are the steps of quantizers that are out of use and were never calibrated.
@@ -325,12 +341,11 @@ def _optimizer(recipe: Recipe, groups: list[dict[str, Any]], learning_rate: floa
     return torch.optim.SGD(groups, lr=learning_rate, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
 
 
-def _schedule(
-    recipe: Recipe, optimizer: torch.optim.Optimizer, learning_rate: float, n_steps: int
-) -> torch.optim.lr_scheduler.LRScheduler:
+def _schedule(recipe: Recipe, optimizer: torch.optim.Optimizer, n_steps: int) -> torch.optim.lr_scheduler.LRScheduler:
     if recipe.schedule == "one-cycle":
+        peaks = [group["lr"] for group in optimizer.param_groups]
         return torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, learning_rate, total_steps=n_steps, pct_start=1 / 3, cycle_momentum=recipe.optimizer == "adamw"
+            optimizer, peaks, total_steps=n_steps, pct_start=1 / 3, cycle_momentum=recipe.optimizer == "adamw"
         )
     n_warm = round(recipe.warmup * n_steps)
 

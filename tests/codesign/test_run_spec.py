@@ -75,7 +75,7 @@ def test_a_space_that_cannot_be_made_says_why(fields, message):
 
 def test_strategies_and_their_hyperparameters_are_checked():
     assert dataclasses.replace(SPEC).search_strategy().learning_rate == 1.0
-    with pytest.raises(ValueError, match="must be one of .*random"):
+    with pytest.raises(ValueError, match=r"must be one of .*random"):
         RunSpec(strategy="luck").search_strategy()
     with pytest.raises(ValueError, match="near 'learning_rate'"):
         RunSpec(strategy="reinforce", strategy_settings={"learning_rat": 1}).search_strategy()
