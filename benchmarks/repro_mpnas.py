@@ -113,7 +113,7 @@ _REDUCED_STAGES = tuple(
 PRESETS = {
     "reduced": Preset(
         MobileNetV2Space.preset("cifar", width=0.25, depth=0.5, stages=_REDUCED_STAGES, head_channels=320),
-        n_train=10_000, n_search=1000, supernet=SupernetTraining(5, 10), policy_steps=120, sampler_trials=60,
+        n_train=10_000, n_search=1000, supernet=SupernetTraining(5, 15), policy_steps=200, sampler_trials=100,
         float_epochs=2, epochs=6,
     ),
     "full": Preset(
