@@ -39,7 +39,8 @@ class MPNAS(AbstractTrainer):
     learning_rate : float
         Of Adam on the logits.
     temperature, last_temperature : float
-        Of Gumbel-softmax; it falls exponentially.
+        Of Gumbel-softmax; it falls exponentially. The gradient's bias and its spread together are least near 2, where
+        it begins (``benchmarks/results/gumbel_bias.md``).
     limit_weight : float or None
         :math:`\lambda` of each limit, in nats for an excess as large as the limit. None: the task loss over the excess
         of the first policy, as measured at the start, the excess taken to be at least 10 %.
@@ -84,7 +85,7 @@ class MPNAS(AbstractTrainer):
     task_samples: int = 4
     cost_samples: int = 64
     learning_rate: float = 0.05
-    temperature: float = 5.0
+    temperature: float = 2.0
     last_temperature: float = 0.5
     limit_weight: float | None = None
     ramp: float = 0.5
