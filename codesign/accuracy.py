@@ -68,15 +68,15 @@ class QuantizedAccuracy:
     network : nn.Module
         Quantized and calibrated for every bitwidth of the space, its layers named as in the space.
     space : BitwidthSpace
-    statistics : Tensor
-        Images for the BatchNorm statistics, from the training set.
+    statistics : Tensor or None
+        Images for the BatchNorm statistics, from the training set. None: they stay as they are.
     data : Images
         What candidates are scored on: the search set.
     """
 
     network: nn.Module
     space: BitwidthSpace
-    statistics: Tensor
+    statistics: Tensor | None
     data: Images
     _known: dict[Arch, dict[str, float]] = field(default_factory=dict, repr=False)
     _local: threading.local = field(default_factory=threading.local, repr=False)
@@ -88,7 +88,8 @@ class QuantizedAccuracy:
                 self._local.network = copy.deepcopy(self.network)
             network = self._local.network
             set_bits(network, self.space.layer_bits(arch))
-            recalibrate_batchnorm(network, self.statistics)
+            if self.statistics is not None:
+                recalibrate_batchnorm(network, self.statistics)
             known = self._known[arch] = evaluate(network, self.data)
         return dict(known)
 
@@ -102,6 +103,6 @@ class QuantizedAccuracy:
         """Digests of the weights and the images."""
         return {
             "network": digest(*self.network.state_dict().values()),
-            "statistics": digest(self.statistics),
+            "statistics": None if self.statistics is None else digest(self.statistics),
             "data": digest(*self.data),
         }

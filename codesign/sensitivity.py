@@ -34,7 +34,8 @@ class Sensitivities:
     base_loss : float
         Of the network at the widest bits, in nats.
     increase : ndarray, shape (n_layers, n_bits, n_bits)
-        By layer, weight bits and input bits, in nats. Negative where fewer bits do better on these images.
+        By layer, weight bits and input bits, in nats. Negative where fewer bits do better on these images. Where the
+        space fixes the bits of inputs, the last axis has length 1.
     """
 
     layers: tuple[str, ...]
@@ -44,8 +45,9 @@ class Sensitivities:
 
     def predict(self, archs: ArrayLike) -> Floats:
         """The loss of archs, if what layers add did add up; shape (n,)."""
-        archs = np.asarray(archs)
-        return self.base_loss + self.increase[np.arange(len(self.layers)), archs[:, ::2], archs[:, 1::2]].sum(axis=1)
+        rows = np.asarray(archs).reshape(len(archs), len(self.layers), -1)  # type: ignore[arg-type]
+        inputs = rows[:, :, 1] if rows.shape[2] == 2 else 0
+        return self.base_loss + self.increase[np.arange(len(self.layers)), rows[:, :, 0], inputs].sum(axis=1)
 
     def factors(self, space: BitwidthSpace) -> list[tuple[tuple[int, int], Floats]]:
         """The increase as an objective for `codesign.knapsack.knapsack`.
@@ -55,12 +57,15 @@ class Sensitivities:
         ValueError
             For a space of other layers or other bitwidths.
         """
-        if (self.layers, self.bits) != (space.searched, space.bits):
+        shape = (len(space.searched), len(space.bits), len(space.bits) if len(space.operands) == 2 else 1)
+        if (self.layers, self.bits) != (space.searched, space.bits) or self.increase.shape != shape:
             raise ValueError(
                 f"Sensitivities: the space must search what they were measured on, {len(self.layers)} layers "
                 f"({self.layers[0]} to {self.layers[-1]}) with bits {self.bits}, got {len(space.searched)} "
                 f"({space.searched[0]} to {space.searched[-1]}) with bits {space.bits}."
             )
+        if len(space.operands) == 1:
+            return [((j,), values[:, 0]) for j, values in enumerate(self.increase)]
         return [((2 * j, 2 * j + 1), values) for j, values in enumerate(self.increase)]
 
     def save(self, path: str | Path) -> None:
@@ -84,7 +89,7 @@ class Sensitivities:
             with np.load(path, allow_pickle=False) as arrays:
                 layers, bits = tuple(arrays["layers"].tolist()), tuple(arrays["bits"].tolist())
                 increase = arrays["increase"].astype(np.float64)
-                if increase.shape != (len(layers), len(bits), len(bits)):
+                if increase.shape not in [(len(layers), len(bits), n) for n in (1, len(bits))]:
                     raise ValueError(f"{len(layers)} layers and {len(bits)} bitwidths, but shape {increase.shape}")
                 return cls(layers, bits, float(arrays["base_loss"]), increase)
         except (AttributeError, BadZipFile, EOFError, KeyError, TypeError, ValueError) as error:
@@ -133,9 +138,10 @@ def sensitivities(
     base = loss(widest)
     if progress:
         progress()
-    increase = np.zeros((len(space.searched), len(space.bits), len(space.bits)))
+    n = len(space.operands)
+    increase = np.zeros((len(space.searched), len(space.bits), len(space.bits) if n == 2 else 1))
     for layer, w, a in np.ndindex(increase.shape):
-        arch = [*widest[: 2 * layer], w, a, *widest[2 * layer + 2 :]]
+        arch = [*widest[: n * layer], *(w, a)[:n], *widest[n * (layer + 1) :]]
         if arch != widest:
             increase[layer, w, a] = loss(arch) - base
             if progress:

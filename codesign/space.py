@@ -199,6 +199,8 @@ class BitwidthSpace(AbstractSpace):
         The bitwidths to choose from; kept in ascending order.
     pinned : mapping from layer name to int or (int, int)
         Layers that are not searched, with the bits of both operands, or (weight bits, input bits).
+    input_bits : int, optional
+        Of every searched layer, so that weight bits are all there is to choose.
 
     Raises
     ------
@@ -219,6 +221,7 @@ class BitwidthSpace(AbstractSpace):
     network: Workload
     bits: tuple[int, ...] = (2, 4, 8)
     pinned: Mapping[str, int | tuple[int, int]] = field(default_factory=dict, hash=False)
+    input_bits: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "bits", tuple(sorted(set(self.bits))))
@@ -234,7 +237,8 @@ class BitwidthSpace(AbstractSpace):
             for name, value in self.pinned.items()
         }
         object.__setattr__(self, "pinned", pairs)
-        for bits in (*self.bits, *(b for pair in pairs.values() for b in pair)):
+        fixed = () if self.input_bits is None else (self.input_bits,)
+        for bits in (*self.bits, *fixed, *(b for pair in pairs.values() for b in pair)):
             if not 1 <= bits <= MAX_BITS:
                 raise ValueError(f"BitwidthSpace: bits must be from 1 to {MAX_BITS}, got {bits}.")
         if not self.bits or len(pairs) == len(names):
@@ -248,24 +252,40 @@ class BitwidthSpace(AbstractSpace):
         """The MAC layers that are not pinned, in order."""
         return tuple(layer.name for layer in self.network.mac_layers if layer.name not in self.pinned)
 
+    @property
+    def operands(self) -> tuple[str, ...]:
+        """The operands whose bits are chosen."""
+        return ("weight", "input") if self.input_bits is None else ("weight",)
+
     @cached_property
-    def choices(self) -> tuple[Choice, ...]:
-        """Weight bits and input bits of each searched layer, in the order of the layers."""
-        return tuple(
-            Choice(f"{name}.{operand}_bits", self.bits) for name in self.searched for operand in ("weight", "input")
-        )
+    def bitwidths(self) -> dict[str, tuple[int, ...]]:
+        """Every bitwidth that a layer may run at, by the name of the layer; pinned ones too, ascending."""
+        fixed = () if self.input_bits is None else (self.input_bits,)
+        searched = dict.fromkeys(self.searched, tuple(sorted({*self.bits, *fixed})))
+        return searched | {name: tuple(sorted(set(pair))) for name, pair in self.pinned.items()}  # type: ignore[arg-type]
+
+    @cached_property
+    def choices(self) -> tuple[Choice, ...]:  # type: ignore[override]
+        """The bits of each operand that is searched, layer by layer."""
+        return tuple(Choice(f"{name}.{operand}_bits", self.bits) for name in self.searched for operand in self.operands)
 
     def layer_bits(self, arch: Sequence[int]) -> dict[str, tuple[int, int]]:
         """(weight bits, input bits) of each MAC layer by its name, pinned ones too."""
-        arch = self.check(arch)
-        chosen = {
-            name: (self.bits[w], self.bits[a]) for name, w, a in zip(self.searched, arch[::2], arch[1::2], strict=True)
+        chosen = [self.bits[option] for option in self.check(arch)]
+        n = len(self.operands)
+        pairs: dict[str, Any] = {
+            name: (chosen[n * i], self.input_bits or chosen[n * i + 1]) for i, name in enumerate(self.searched)
         }
-        return {layer.name: chosen.get(layer.name) or self.pinned[layer.name] for layer in self.network.mac_layers}
+        return {layer.name: pairs.get(layer.name) or self.pinned[layer.name] for layer in self.network.mac_layers}
 
     def uniform(self, bits: int) -> Arch:
         """The arch that has the same bitwidth everywhere but in pinned layers."""
         return self.encode({choice.name: bits for choice in self.choices})
+
+    @property
+    def reference(self) -> Arch:
+        """The network at 8 bits, or the widest ones where 8 is not among them; relative limits refer to it."""
+        return self.uniform(8 if 8 in self.bits else self.bits[-1])
 
     def workload(self, arch: Arch) -> Workload:
         """The network at the bitwidths of ``arch``."""

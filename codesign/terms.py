@@ -193,7 +193,9 @@ def _asked(space: BitwidthSpace) -> Mapping[tuple[str, Operand], int]:
     for name, (weight_bits, input_bits) in space.pinned.items():
         asked[name, "weight"], asked[name, "input"] = -weight_bits, -input_bits
     for j, name in enumerate(space.searched):
-        asked[name, "weight"], asked[name, "input"] = 2 * j, 2 * j + 1
+        asked[name, "input"] = -(space.input_bits or 0)
+        for i, operand in enumerate(space.operands):
+            asked[name, operand] = len(space.operands) * j + i  # type: ignore[index]
     return asked
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from codesign.problem import Problem
 from codesign.run_directory import State
 from codesign.space import Arch
 from codesign.trial import Trial
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,14 @@ class AbstractStrategy(ABC):
     @abstractmethod
     def init(self, problem: Problem, rng: np.random.Generator) -> State:
         """The state before the first step. ``rng`` is the search's; the state keeps it."""
+
+    def training_passes(self, problem: Problem) -> int:
+        """Image passes of all that it trains and measures by itself; a forward pass counts 1, with its gradient 3."""
+        return 0
+
+    def spending(self, problem: Problem, passes: int) -> Self:
+        """The strategy whose `training_passes` come to at most so many, and close to it."""
+        return self
 
 
 @dataclass(frozen=True)

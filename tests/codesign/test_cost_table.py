@@ -98,6 +98,14 @@ def test_bitwidths_of_any_network_decompose(network):
     np.testing.assert_allclose([prices[metric] for metric in METRICS], expected.T, rtol=1e-12)
 
 
+def test_weight_bits_alone_decompose_too():
+    space = BitwidthSpace(networks.resnet20(), (2, 4, 8), pinned={"conv1": 8}, input_bits=4)
+    table, rng = cost_table(space, CHIP, n_checks=0), np.random.default_rng(0)
+    archs = [space.sample(rng) for _ in range(5)]
+    expected = np.array([simulated(space, arch) for arch in archs])
+    np.testing.assert_allclose([table.price(archs)[metric] for metric in METRICS], expected.T, rtol=1e-12)
+
+
 def test_the_pairs_of_a_chain_add_up_to_its_cost(small):
     space, table = small
     archs = all_archs(space)

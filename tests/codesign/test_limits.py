@@ -1,13 +1,14 @@
 """Limits as text: units, factors on a reference, and an error for each way to get them wrong."""
 
 import dataclasses
+from dataclasses import dataclass, replace
 
 import pytest
 from toys import Roofline, problem
 
 from codesign.limits import parse_limits
 from codesign.problem import Problem
-from codesign.space import BitwidthSpace
+from codesign.space import AbstractSpace, BitwidthSpace
 
 TOY = problem(limit=None)
 EIGHT = TOY.space.uniform(8)
@@ -82,9 +83,29 @@ def test_what_is_wrong_with_a_limit_is_said(texts, message):
         parse_limits(texts, TOY, EIGHT)
 
 
+@dataclass(frozen=True)
+class Nameless(AbstractSpace):
+    """The toy's space without its reference."""
+
+    whole: AbstractSpace
+
+    @property
+    def choices(self):
+        return self.whole.choices
+
+    def workload(self, arch):
+        return self.whole.workload(arch)
+
+
+def test_a_factor_refers_to_the_same_network_at_8_bits_unless_told_otherwise():
+    assert parse_limits(["energy_j=0.4x"], TOY) == parse_limits(["energy_j=0.4x"], TOY, EIGHT)
+    wider = replace(TOY, space=replace(TOY.space, bits=(4, 8, 16)))
+    assert parse_limits(["energy_j=0.4x"], wider) == parse_limits(["energy_j=0.4x"], TOY)
+
+
 def test_a_factor_without_a_reference_or_with_one_that_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match="BitwidthSpace names none; give a value"):
-        parse_limits(["energy_j=0.4x"], TOY)
+    with pytest.raises(ValueError, match="Nameless names none; give a value"):
+        parse_limits(["energy_j=0.4x"], replace(TOY, space=Nameless(TOY.space)))
     small = Problem(TOY.space, TOY.accuracy, Roofline(buffer_bits=4 * 24 * 24))
     with pytest.raises(ValueError, match=r"cannot .* do not fit"):
         parse_limits(["energy_j=0.4x"], small, EIGHT)

@@ -104,6 +104,27 @@ def test_as_an_objective_they_give_the_arch_of_enumeration(case, found):
         found.factors(BitwidthSpace(space.network, (2, 8), pinned={"7": 8}))
 
 
+def test_where_input_bits_are_fixed_they_are_those_of_weights(case, tmp_path):
+    network, space, statistics, data = case
+    weights = BitwidthSpace(space.network, BITS, space.pinned, input_bits=4)
+    found = sensitivities(network, weights, statistics, data)
+    accuracy = QuantizedAccuracy(network, weights, statistics, data)
+    assert found.increase.shape == (2, 3, 1)
+    assert found.increase[1, 0, 0] == pytest.approx(accuracy((2, 0))["loss"] - accuracy((2, 2))["loss"], abs=1e-12)
+    assert found.predict([(2, 0)])[0] == pytest.approx(accuracy((2, 0))["loss"], abs=1e-12)
+    table = cost_table(weights, BitFusion())
+    limit = 0.7 * table.price([(2, 2)])["weight_bytes"][0]
+    best = min(
+        (a for a in itertools.product(range(3), repeat=2) if table.price([a])["weight_bytes"][0] <= limit),
+        key=lambda a: found.predict([a])[0],
+    )
+    assert knapsack(table, found.factors(weights), {"weight_bytes": limit}).arch == best
+    found.save(tmp_path / "s.npz")
+    assert Sensitivities.load(tmp_path / "s.npz").increase.shape == (2, 3, 1)
+    with pytest.raises(ValueError, match="must search what they were measured on"):
+        found.factors(space)
+
+
 def test_they_are_read_back_and_another_file_is_refused(found, tmp_path):
     found.save(tmp_path / "s.npz")
     back = Sensitivities.load(tmp_path / "s.npz")

@@ -31,6 +31,16 @@ def test_pinned_layers_have_no_choice_and_keep_their_bits():
     assert space.layer_bits((0, 0)) == {"fc0": (8, 8), "fc1": (2, 2), "fc2": (4, 8)}
 
 
+def test_with_fixed_input_bits_only_weight_bits_are_chosen():
+    space = BitwidthSpace(network(3), (2, 4, 8), pinned={"fc2": 8}, input_bits=6)
+    assert [choice.name for choice in space.choices] == ["fc0.weight_bits", "fc1.weight_bits"]
+    assert space.layer_bits((0, 1)) == {"fc0": (2, 6), "fc1": (4, 6), "fc2": (8, 8)}
+    assert space.bitwidths == {"fc0": (2, 4, 6, 8), "fc1": (2, 4, 6, 8), "fc2": (8,)}
+    assert [layer.input_bits for layer in space.workload((0, 1)).mac_layers] == [6, 6, 8]
+    with pytest.raises(ValueError, match="bits must be from 1 to"):
+        BitwidthSpace(network(3), (2, 4, 8), input_bits=64)
+
+
 def test_encode_undoes_decode():
     space = BitwidthSpace(network(3))
     rng = np.random.default_rng(0)

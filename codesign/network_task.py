@@ -1,0 +1,61 @@
+"""A trained network whose bitwidths are searched: what strategies measure, and what they tune."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from codesign.accuracy import QuantizedAccuracy
+from codesign.data import Data
+from codesign.describe import describe, digest
+from codesign.space import Arch, BitwidthSpace
+from codesign.supernet import SupernetTraining
+
+#: One epoch at a rate that a trained network keeps what it knows at.
+TUNING = SupernetTraining(float_epochs=0, epochs=1, batch_size=128, learning_rate=0.01)
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkTask:
+    """A trained network, its data, and how its weights may be tuned. It is the ``supernet`` of a `Problem`.
+
+    Parameters
+    ----------
+    network : nn.Module
+        Quantized and calibrated for every bitwidth of the space (`BitwidthSpace.bitwidths`), its layers named as
+        there. Strategies tune a copy.
+    space : BitwidthSpace
+    data : Data
+        Weights are tuned on ``train``, candidates scored and policies moved on ``search``; ``test`` is not read.
+    statistics : Tensor or None
+        Images of the training set from which BatchNorm statistics are renewed for each candidate. None: they stay.
+    training : SupernetTraining
+        Batch size, learning rate and decay where weights are tuned; a strategy says for how many steps.
+    """
+
+    network: nn.Module
+    space: BitwidthSpace
+    data: Data
+    statistics: Tensor | None
+    training: SupernetTraining = TUNING
+
+    @property
+    def evaluation_passes(self) -> int:
+        """Image passes of the evaluation of one candidate."""
+        return len(self.data.search.labels) + (0 if self.statistics is None else len(self.statistics))
+
+    def accuracy(self, network: nn.Module | None = None) -> Callable[[Arch], Mapping[str, float]]:
+        """From an arch to its error and loss on the search set, with the weights of ``network`` or the trained ones."""
+        return QuantizedAccuracy(network or self.network, self.space, self.statistics, self.data.search)
+
+    def describe(self) -> dict[str, Any]:
+        """Digests of the weights and the images, and the settings."""
+        return {
+            "network": digest(*(t.cpu() for t in self.network.state_dict().values())),
+            "data": self.data.describe(),
+            "statistics": None if self.statistics is None else digest(self.statistics),
+            "training": describe(self.training),
+        }
