@@ -42,6 +42,7 @@ from codesign.nets.mobilenetv2_network import MobileNetV2
 from codesign.nets.mobilenetv2_supernet import Supernet
 from codesign.problem import Problem
 from codesign.quant import calibrate, quantize
+from codesign.quantized_accuracy import QuantizedAccuracy
 from codesign.run_directory import Lock, RunDirectoryError, write_atomically
 from codesign.search import search
 from codesign.space import AbstractSpace, Arch, BitwidthSpace
@@ -262,12 +263,10 @@ class Experiment:
         trained = load_file(weights)
         network.load_state_dict(trained, strict=False)
         calibrate(network, statistics_of(images.train))
-        seen = (
-            statistics_of(images.train, SENSITIVITY_IMAGES[0]),
-            Images(*(t[: SENSITIVITY_IMAGES[1]] for t in images.search)),
-        )
-        found = sensitivities(network, fixed, *seen)
-        check = additivity(found, network, fixed, *seen)
+        scored = Images(*(t[: SENSITIVITY_IMAGES[1]] for t in images.search))
+        accuracy = QuantizedAccuracy(network, fixed, statistics_of(images.train, SENSITIVITY_IMAGES[0]), scored)
+        found = sensitivities(accuracy, fixed)
+        check = additivity(found, accuracy, fixed)
         table, whole = cost_table(fixed, self.preset.chip), Problem(fixed, _no_accuracy, self.preset.chip)
         limit_j = whole.price(fixed.uniform(max(fixed.bits))).energy_j
         optima = {share: knapsack(table, found.factors(fixed), {"energy_j": share * limit_j}) for share in shares}

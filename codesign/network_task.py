@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from codesign.accuracy import QuantizedAccuracy
 from codesign.data import Data
 from codesign.describe import describe, digest
+from codesign.quantized_accuracy import QuantizedAccuracy
 from codesign.space import Arch, BitwidthSpace
 from codesign.supernet import SupernetTraining
 

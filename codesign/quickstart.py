@@ -16,12 +16,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from codesign.accuracy import QuantizedAccuracy, evaluate
+from codesign.accuracy import evaluate
 from codesign.data import N_FOLDS, Data, digits
 from codesign.describe import describe
 from codesign.nets.digits import digits_net
 from codesign.problem import Problem
 from codesign.quant import calibrate, quantize, recalibrate_batchnorm, set_bits
+from codesign.quantized_accuracy import QuantizedAccuracy
 from codesign.run_directory import RunDirectory, write_atomically
 from codesign.search import search
 from codesign.space import Arch, BitwidthSpace

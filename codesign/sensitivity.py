@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -12,14 +11,11 @@ from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor, nn
 
-from codesign.accuracy import evaluate
-from codesign.data import Images
-from codesign.quant.convert import recalibrate_batchnorm, set_bits
 from codesign.space import Arch, BitwidthSpace
 
 Floats = NDArray[np.float64]
+Accuracy = Callable[[Arch], Mapping[str, float]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,25 +93,16 @@ class Sensitivities:
 
 
 def sensitivities(
-    network: nn.Module,
-    space: BitwidthSpace,
-    statistics: Tensor | None,
-    data: Images,
-    progress: Callable[[], object] | None = None,
+    accuracy: Accuracy, space: BitwidthSpace, progress: Callable[[], object] | None = None
 ) -> Sensitivities:
     """Measure the loss of a network with one layer at a time at each pair of bitwidths.
 
     Parameters
     ----------
-    network : nn.Module
-        Quantized and calibrated for every bitwidth of the space, its layers named as in the space. It is left alone.
+    accuracy : callable
+        From an arch of the space to its ``"loss"``, such as a `codesign.quantized_accuracy.QuantizedAccuracy`.
     space : BitwidthSpace
         Pinned layers stay at their bits.
-    statistics : Tensor or None
-        Images, of the training set, from which BatchNorm statistics are renewed for each measurement, as
-        `codesign.accuracy.QuantizedAccuracy` does. None: they stay as the network has them.
-    data : Images
-        What the loss is measured on: the search set.
     progress : callable, optional
         Called after each of the n_layers * (n_bits**2 - 1) + 1 measurements.
 
@@ -126,16 +113,16 @@ def sensitivities(
     Raises
     ------
     ValueError
-        For a network without a layer or a bitwidth of the space, or a loss that is no number.
+        For a loss that is no number.
 
     Notes
     -----
     :math:`s_l(w, a) = L(l \\text{ at } (w, a), \\text{all others at } b_{max}) - L(\\text{all at } b_{max})`, L being
-    the mean cross entropy. A measurement passes every image of ``statistics`` and ``data`` once.
+    the mean cross entropy. Layers are measured from the first to the last, so that of each measurement what lies
+    before its layer need not be computed again.
     """
-    loss = _Loss(network, space, statistics, data)
     widest = [len(space.bits) - 1] * len(space.choices)
-    base = loss(widest)
+    base = _loss(accuracy, space, widest)
     if progress:
         progress()
     n = len(space.operands)
@@ -143,7 +130,7 @@ def sensitivities(
     for layer, w, a in np.ndindex(increase.shape):
         arch = [*widest[: n * layer], *(w, a)[:n], *widest[n * (layer + 1) :]]
         if arch != widest:
-            increase[layer, w, a] = loss(arch) - base
+            increase[layer, w, a] = _loss(accuracy, space, arch) - base
             if progress:
                 progress()
     return Sensitivities(space.searched, space.bits, base, increase)
@@ -160,10 +147,8 @@ class Additivity(NamedTuple):
 
 def additivity(
     found: Sensitivities,
-    network: nn.Module,
+    accuracy: Accuracy,
     space: BitwidthSpace,
-    statistics: Tensor | None,
-    data: Images,
     archs: Sequence[Arch] | None = None,
     rng: np.random.Generator | None = None,
 ) -> Additivity:
@@ -172,7 +157,7 @@ def additivity(
     Parameters
     ----------
     found : Sensitivities
-    network, space, statistics, data
+    accuracy, space
         As they were given to `sensitivities`.
     archs : sequence of tuple of int, optional
         At least two, whose losses differ. By default 20, drawn uniformly.
@@ -191,24 +176,14 @@ def additivity(
     archs = [space.sample(rng) for _ in range(20)] if archs is None else [space.check(arch) for arch in archs]
     if len(archs) < 2:
         raise ValueError(f"additivity: there must be at least two archs to compare, got {len(archs)}.")
-    loss = _Loss(network, space, statistics, data)
-    predicted, measured = found.predict(archs), np.array([loss(arch) for arch in archs])
+    predicted, measured = found.predict(archs), np.array([_loss(accuracy, space, arch) for arch in archs])
     deviation = ((measured - measured.mean()) ** 2).sum()
     r2 = 1 - ((measured - predicted) ** 2).sum() / deviation if deviation > 0 else math.nan
     return Additivity(float(r2), float(kendalltau(predicted, measured).statistic), predicted, measured)
 
 
-class _Loss:
-    """From an arch to the loss of the network at its bits."""
-
-    def __init__(self, network: nn.Module, space: BitwidthSpace, statistics: Tensor | None, data: Images) -> None:
-        self._network, self._space, self._statistics, self._data = copy.deepcopy(network), space, statistics, data
-
-    def __call__(self, arch: Sequence[int]) -> float:
-        set_bits(self._network, self._space.layer_bits(arch))
-        if self._statistics is not None:
-            recalibrate_batchnorm(self._network, self._statistics)
-        loss = evaluate(self._network, self._data)["loss"]
-        if not math.isfinite(loss):
-            raise ValueError(f"sensitivities: the loss must be a number, got {loss} at {self._space.decode(arch)}.")
-        return loss
+def _loss(accuracy: Accuracy, space: BitwidthSpace, arch: Sequence[int]) -> float:
+    loss = accuracy(tuple(arch))["loss"]
+    if not math.isfinite(loss):
+        raise ValueError(f"sensitivities: the loss must be a number, got {loss} at {space.decode(arch)}.")
+    return loss

@@ -1,5 +1,6 @@
 """Sensitivities: against the accuracy of candidates, and how they add up."""
 
+import copy
 import itertools
 
 import numpy as np
@@ -7,11 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from codesign.accuracy import QuantizedAccuracy
+from codesign.accuracy import evaluate, pixel_by_pixel
 from codesign.cost_table import cost_table
 from codesign.data import Images
 from codesign.knapsack import knapsack
-from codesign.quant import calibrate, quantize
+from codesign.quant import calibrate, quantize, recalibrate_batchnorm, set_bits
+from codesign.quantized_accuracy import QuantizedAccuracy
 from codesign.sensitivity import Sensitivities, additivity, sensitivities
 from codesign.space import BitwidthSpace
 from hwmodels import BitFusion
@@ -35,16 +37,33 @@ def case():
     return network, space, images[:64], Images(images[64:], torch.randint(0, 5, (56,)))
 
 
+def plain(network, space, statistics, data):
+    """The accuracy of a candidate, the whole network run for each."""
+
+    def accuracy(arch):
+        candidate = copy.deepcopy(network)
+        set_bits(candidate, space.layer_bits(arch))
+        if statistics is not None:
+            recalibrate_batchnorm(candidate, pixel_by_pixel(statistics))
+        return evaluate(candidate, data)
+
+    return accuracy
+
+
 @pytest.fixture(scope="module")
-def found(case):
-    return sensitivities(*case)
+def quick(case):
+    return QuantizedAccuracy(*case)
+
+
+@pytest.fixture(scope="module")
+def found(case, quick):
+    return sensitivities(quick, case[1])
 
 
 def test_an_entry_is_the_loss_of_that_candidate_less_that_of_the_widest(case, found):
-    network, space, statistics, data = case
-    accuracy = QuantizedAccuracy(network, space, statistics, data)
+    accuracy = plain(*case)
     base = accuracy((2, 2, 2, 2))["loss"]
-    assert found.base_loss == base and found.increase.shape == (2, 3, 3)
+    assert found.base_loss == pytest.approx(base, abs=1e-12) and found.increase.shape == (2, 3, 3)
     for w, a in itertools.product(range(3), repeat=2):
         assert found.increase[0, w, a] == pytest.approx(accuracy((w, a, 2, 2))["loss"] - base, abs=1e-12)
         assert found.increase[1, w, a] == pytest.approx(accuracy((2, 2, w, a))["loss"] - base, abs=1e-12)
@@ -56,7 +75,7 @@ def test_the_network_is_left_alone_and_each_measurement_is_reported(case):
     before = {name: value.clone() for name, value in network.state_dict().items()}
     bits = [(layer.weight_bits, layer.input_bits) for layer in network.modules() if hasattr(layer, "weight_bits")]
     calls = []
-    sensitivities(*case, progress=lambda: calls.append(None))
+    sensitivities(QuantizedAccuracy(*case), case[1], progress=lambda: calls.append(None))
     assert len(calls) == 2 * (3**2 - 1) + 1
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert bits == [
@@ -66,20 +85,20 @@ def test_the_network_is_left_alone_and_each_measurement_is_reported(case):
 
 def test_without_images_for_them_batchnorm_statistics_stay(case, found):
     network, space, _, data = case
-    kept = sensitivities(network, space, None, data)
+    kept = sensitivities(QuantizedAccuracy(network, space, None, data), space)
     assert kept.base_loss != found.base_loss
-    assert kept.base_loss == sensitivities(network, space, None, data).base_loss
+    assert kept.base_loss == pytest.approx(plain(network, space, None, data)((2, 2, 2, 2))["loss"], abs=1e-12)
 
 
-def test_archs_that_differ_from_the_widest_in_one_layer_add_up_exactly(case, found):
+def test_archs_that_differ_from_the_widest_in_one_layer_add_up_exactly(case, quick, found):
     archs = [(w, a, 2, 2) for w in range(3) for a in range(3)]
-    check = additivity(found, *case, archs=archs)
+    check = additivity(found, quick, case[1], archs=archs)
     assert check.r2 == pytest.approx(1) and check.tau == pytest.approx(1)
     assert check.predicted == pytest.approx(check.measured)
 
 
-def test_additivity_is_that_of_its_formulas_on_twenty_assignments(case, found):
-    check = additivity(found, *case)
+def test_additivity_is_that_of_its_formulas_on_twenty_assignments(case, quick, found):
+    check = additivity(found, quick, case[1])
     assert len(check.measured) == len(check.predicted) == 20
     rest = ((check.measured - check.predicted) ** 2).sum()
     assert check.r2 == pytest.approx(1 - rest / (20 * check.measured.var()))
@@ -89,7 +108,7 @@ def test_additivity_is_that_of_its_formulas_on_twenty_assignments(case, found):
     assert check.predicted == pytest.approx(sums)
     assert -1 <= check.tau <= 1
     with pytest.raises(ValueError, match="at least two"):
-        additivity(found, *case, archs=[(0, 0, 0, 0)])
+        additivity(found, quick, case[1], archs=[(0, 0, 0, 0)])
 
 
 def test_as_an_objective_they_give_the_arch_of_enumeration(case, found):
@@ -107,8 +126,8 @@ def test_as_an_objective_they_give_the_arch_of_enumeration(case, found):
 def test_where_input_bits_are_fixed_they_are_those_of_weights(case, tmp_path):
     network, space, statistics, data = case
     weights = BitwidthSpace(space.network, BITS, space.pinned, input_bits=4)
-    found = sensitivities(network, weights, statistics, data)
-    accuracy = QuantizedAccuracy(network, weights, statistics, data)
+    found = sensitivities(QuantizedAccuracy(network, weights, statistics, data), weights)
+    accuracy = plain(network, weights, statistics, data)
     assert found.increase.shape == (2, 3, 1)
     assert found.increase[1, 0, 0] == pytest.approx(accuracy((2, 0))["loss"] - accuracy((2, 2))["loss"], abs=1e-12)
     assert found.predict([(2, 0)])[0] == pytest.approx(accuracy((2, 0))["loss"], abs=1e-12)
@@ -142,4 +161,4 @@ def test_a_loss_that_is_no_number_is_refused(case):
     network, space, statistics, data = case
     broken = Images(torch.full_like(data.images, torch.nan), data.labels)
     with pytest.raises(ValueError, match="the loss must be a number, got nan"):
-        sensitivities(network, space, statistics, broken)
+        sensitivities(QuantizedAccuracy(network, space, statistics, broken), space)

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from codesign.accuracy import QuantizedAccuracy, evaluate
+from codesign.accuracy import evaluate
 from codesign.data import N_FOLDS, Images, digits
 from codesign.describe import describe
 from codesign.nets.digits import BLOCKS, digits_net
 from codesign.quant import calibrate, quantize, quantized_layers, recalibrate_batchnorm, set_bits
+from codesign.quantized_accuracy import QuantizedAccuracy
 from codesign.space import BitwidthSpace
 from codesign.train import shift, train
 from hwmodels.from_torch import from_torch
@@ -139,9 +140,9 @@ def test_a_candidate_is_scored_at_its_own_bits_whatever_came_before_and_wherever
 def test_a_candidate_is_evaluated_once(accuracy):
     arch = accuracy.space.uniform(4)
     first = accuracy(arch)
-    accuracy._local.network = None  # it would fail if it ran again
+    accuracy._local.scores = None  # it would fail if it ran again
     assert accuracy(arch) == first
-    del accuracy._local.network
+    del accuracy._local.scores
 
 
 def test_the_description_tells_other_weights_and_other_images(accuracy, data):
