@@ -1,6 +1,9 @@
 """Search strategies. Adding one is a file here and a line in `STRATEGIES`."""
 
 from codesign.strategies.base import AbstractSampler, AbstractStrategy, AbstractTrainer
+from codesign.strategies.cursor import Cursor
+from codesign.strategies.dnas import DNAS
+from codesign.strategies.fine_grained import FineGrained
 from codesign.strategies.mpnas import MPNAS, Gumbel
 from codesign.strategies.nsga2 import NSGA2
 from codesign.strategies.random import Random
@@ -13,15 +16,21 @@ STRATEGIES: dict[str, type[AbstractStrategy]] = {
     "reinforce": Reinforce,
     "random": Random,
     "nsga2": NSGA2,
+    "cursor": Cursor,
+    "dnas": DNAS,
+    "fine_grained": FineGrained,
 }
 
 __all__ = [
+    "DNAS",
     "MPNAS",
     "NSGA2",
     "STRATEGIES",
     "AbstractSampler",
     "AbstractStrategy",
     "AbstractTrainer",
+    "Cursor",
+    "FineGrained",
     "Gumbel",
     "Random",
     "Reinforce",

@@ -18,14 +18,14 @@ from codesign.nets.mobilenetv2 import MobileNetV2Space
 from codesign.nets.mobilenetv2_supernet import Supernet
 from codesign.problem import Problem, UnreachableLimit
 from codesign.search import search
-from codesign.strategies import MPNAS, STRATEGIES, AbstractTrainer, Gumbel
+from codesign.strategies import MPNAS, STRATEGIES, Gumbel
 from codesign.strategies.mpnas_training import by_block, option_probabilities, reinforce, relax, through_softmax
 from codesign.strategies.policy import draw, even_logits, policy_gradient, probabilities
 from codesign.supernet import Stopped, SupernetAccuracy, SupernetTask, SupernetTraining
 from codesign.trial import best_trial, load_trials
 from hwmodels import BitFusion
 
-TRAINERS = [name for name, strategy in STRATEGIES.items() if issubclass(strategy, AbstractTrainer)]
+TRAINERS = [name for name, strategy in STRATEGIES.items() if issubclass(strategy, MPNAS)]
 each_trainer = pytest.mark.parametrize("name", TRAINERS)
 SHORT = {"steps": 8, "steps_per_offer": 2}
 #: Two blocks of 2 * 1 * 1 * 2 * 2 options: 64 networks, which can all be computed.

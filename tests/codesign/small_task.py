@@ -1,0 +1,85 @@
+"""A small trained network whose bits are searched, for the tests: three convolutions on some of the digits."""
+
+from __future__ import annotations
+
+import copy
+import functools
+
+import numpy as np
+import torch
+from tiny import few
+from torch import nn
+from torch.nn import functional
+
+from codesign.data import Data
+from codesign.network_task import NetworkTask
+from codesign.problem import Problem
+from codesign.quant import calibrate, quantize
+from codesign.space import BitwidthSpace
+from codesign.supernet import SupernetTraining
+from codesign.train import shift
+from hwmodels import BitFusion, HardwareModel
+from hwmodels.from_torch import from_torch
+
+TRAINING = SupernetTraining(float_epochs=0, epochs=1, batch_size=32, learning_rate=0.01)
+
+
+def net() -> nn.Sequential:
+    """Convolutions "0", "3", "6" and the classifier "11"."""
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Conv2d(8, 12, 3, stride=2, padding=1), nn.BatchNorm2d(12), nn.ReLU(),
+        nn.Conv2d(12, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10),
+    )  # fmt: skip
+
+
+@functools.cache
+def _trained(n_train: int, epochs: int) -> tuple[nn.Sequential, Data]:
+    data = few(n_train, 128)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = net()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, nesterov=True)
+    generator = torch.Generator().manual_seed(0)
+    rng = np.random.default_rng(0)
+    for _ in range(epochs):
+        for index in torch.randperm(n_train, generator=generator).split(32):
+            optimizer.zero_grad()
+            images = shift(data.train.images[index], rng)
+            functional.cross_entropy(network(images), data.train.labels[index]).backward()
+            optimizer.step()
+    return network.eval(), data
+
+
+def task(
+    bits: tuple[int, ...] = (1, 2, 3, 4, 6, 8), input_bits: int | None = None, quantizer: str = "uniform",
+    n_train: int = 512, epochs: int = 30, statistics: bool = True,
+) -> NetworkTask:  # fmt: skip
+    """The classifier is pinned to 8 bits; with ``input_bits``, inputs are too."""
+    network, data = _trained(n_train, epochs)
+    space = BitwidthSpace(from_torch(network, (1, 1, 8, 8)), bits, {"11": 8}, input_bits)
+    widths = {bit for each in space.bitwidths.values() for bit in each}
+    inputs = "uniform" if quantizer == "dorefa" else quantizer
+    quantized = quantize(
+        network, space.layer_bits(space.reference), widths, weight_quantizer=quantizer, input_quantizer=inputs
+    )
+    calibrate(quantized, data.train.images[:128])
+    return NetworkTask(quantized, space, data, data.train.images[:128] if statistics else None, TRAINING)
+
+
+def problem(
+    limits: dict[str, float] | None = None, of: NetworkTask | None = None, chip: HardwareModel | None = None, **kwargs
+) -> Problem:
+    """Limits are fractions of what the network uses at 8 bits."""
+    of = of or task(**kwargs)
+    free = Problem(of.space, of.accuracy(), chip or BitFusion(), supernet=of)
+    most = free.price(of.space.reference).metrics()
+    return Problem(
+        of.space, free.accuracy, free.hardware, {n: share * most[n] for n, share in (limits or {}).items()}, of
+    )
+
+
+def in_double(of: NetworkTask) -> nn.Module:
+    """A copy of its network in double precision: values hardly ever are where rounding decides."""
+    return copy.deepcopy(of.network).double()
