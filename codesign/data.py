@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -41,6 +42,48 @@ class Scaling(NamedTuple):
     largest: float
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+
+class Normalization(NamedTuple):
+    """What each channel of pixels from 0 to 1 has subtracted, and is then divided by."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> Normalization:
+        """That of a name in `NORMALIZATIONS`, or of means and deviations such as ``0.5,0.5,0.5/0.25,0.25,0.25``.
+
+        Raises
+        ------
+        ValueError
+            For a text of another form, or deviations that are not positive.
+        """
+        if text in NORMALIZATIONS:
+            return NORMALIZATIONS[text]
+        try:
+            mean, std = (tuple(float(number) for number in part.split(",")) for part in text.split("/"))
+            if len(mean) != len(std) or not all(math.isfinite(m) for m in mean) or not all(0 < s < 1e9 for s in std):
+                raise ValueError
+        except ValueError:
+            raise ValueError(
+                f"Normalization {text!r}: it must be {' or '.join(NORMALIZATIONS)}, or the mean of each channel, a "
+                "slash and the standard deviation of each, such as 0.5,0.5,0.5/0.25,0.25,0.25."
+            ) from None
+        return cls(mean, std)
+
+    def arrays(self, source: str, channels: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Mean and deviation of each channel of images that have so many."""
+        if len(self.mean) != channels:
+            raise ValueError(
+                f"Data {source!r}: the normalization must have a number for each of the {channels} channels, got "
+                f"{len(self.mean)}."
+            )
+        return np.array(self.mean), np.array(self.std)
+
+
+#: By name: what torchvision's weights expect.
+NORMALIZATIONS = {"imagenet": Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +133,8 @@ def load_data(
     n_test: int | None = None,
     seed: int = 0,
     download: bool = False,
+    search_from: Literal["train", "test"] = "train",
+    normalize: Normalization | None = None,
 ) -> Data:
     """Images of a data set, normalised, in three disjoint parts.
 
@@ -109,6 +154,12 @@ def load_data(
         Of the choice. With fewer images a part holds a subset of what it holds with more.
     download : bool
         Let torchvision get what is missing.
+    search_from : {"train", "test"}
+        Which images the search set is taken from. A network that was trained on all training images hardly loses on
+        them, so its choices are better made on a fifth of the test images, the rest being the test set.
+    normalize : Normalization, optional
+        Mean and standard deviation of each channel, of pixels from 0 to 1, as the weights of a network expect them.
+        None: those of the training part.
 
     Raises
     ------
@@ -131,19 +182,27 @@ def load_data(
     whole, held_out, classes = _digits(seed) if source == "digits" else open_source(source, folder, download)
     _check_labels(source, whole.labels, held_out.labels, classes)
     rng = np.random.default_rng(seed)
-    n_search = n_search or max(1, round(SEARCH_SHARE * len(whole.labels)))
-    search, train = _taken(source, "training", _stratified(whole.labels, rng), n_search, n_train)
-    (test,) = _taken(source, "test", _stratified(held_out.labels, rng), n_test)
+    if search_from not in ("train", "test"):
+        raise ValueError(f"Data {source!r}: search_from must be train or test, got {search_from!r}.")
+    searched = whole if search_from == "train" else held_out
+    n_search = n_search or max(1, round(SEARCH_SHARE * len(searched.labels)))
+    orders = [_stratified(part.labels, rng) for part in (whole, held_out)]
+    if searched is whole:
+        search, train = _taken(source, "training", orders[0], n_search, n_train)
+        (test,) = _taken(source, "test", orders[1], n_test)
+    else:
+        (train,) = _taken(source, "training", orders[0], n_train)
+        search, test = _taken(source, "test", orders[1], n_search, n_test)
     absent = np.setdiff1d(whole.labels, whole.labels[train])
     if len(absent):
         raise ValueError(f"Data {source!r}: each class must have a training image, got none of class {absent[0]} in "
                          f"{len(train)}; raise n_train.")  # fmt: skip
-    parts = ((whole, train), (whole, search), (held_out, test))
+    parts = ((whole, train), (searched, search), (held_out, test))
     pixels = [_float_pixels(source, part, index) for part, index in parts]
     if len({array.shape[1:] for array in pixels}) > 1:
         raise ValueError(f"Data {source!r}: training and test images must have one shape, got {pixels[0].shape[1:]} "
                          f"and {pixels[2].shape[1:]} (channels, height, width).")  # fmt: skip
-    mean, std = _moments(pixels[0])
+    mean, std = _moments(pixels[0]) if normalize is None else normalize.arrays(source, pixels[0].shape[1])
     scaling = Scaling(255.0 if _are_bytes(whole) else 1.0, tuple(map(float, mean)), tuple(map(float, std)))
     shift, scale = (array.astype(np.float32)[:, None, None] for array in (mean, std))
     for array in pixels:

@@ -130,11 +130,7 @@ def _from_factory(
 ) -> Workload:
     from hwmodels.workload import Workload
 
-    sys.path.insert(0, "")  # the working directory, as for `python -m`
-    try:
-        made = _call_factory(source)
-    finally:
-        sys.path.remove("")
+    made = call_factory(source)
     if isinstance(made, Workload):
         _takes_no_input(source, input_shape, batch)
         return made
@@ -147,8 +143,22 @@ def _from_factory(
     return _trace(source.partition(":")[2], made, input_shape, batch, ignore_unknown)
 
 
-def _call_factory(source: str) -> Any:
-    """What ``package.module:factory`` returns."""
+def call_factory(source: str) -> Any:
+    """What ``package.module:factory`` returns; it is looked for in the working directory too.
+
+    Raises
+    ------
+    ValueError
+        Where it cannot be imported or called.
+    """
+    sys.path.insert(0, "")  # as for `python -m`
+    try:
+        return _called(source)
+    finally:
+        sys.path.remove("")
+
+
+def _called(source: str) -> Any:
     module_name, _, attribute = source.partition(":")
     try:
         module = importlib.import_module(module_name)
