@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from codesign.data import digits, load_data
+from codesign.data import Normalization, digits, load_data
 from codesign.describe import describe
 
 N, N_TEST, CLASSES = 60, 20, 3
@@ -306,3 +306,35 @@ def test_a_folder_is_refused_whose_pictures_are_cut_of_other_sizes_or_in_other_c
     (pictures / "val").rename(pictures / "other")
     with pytest.raises(ValueError, match="must hold train/ and test/ or val/, it has other, train"):
         load_data(str(pictures))
+
+
+def test_the_search_set_can_be_taken_from_the_test_images(saved):
+    path = saved()
+    data = load_data(path, search_from="test")
+    assert [len(part.labels) for part in data] == [N, N_TEST // 5, N_TEST - N_TEST // 5]
+    search, test = indices(data.search, data.scaling), indices(data.test, data.scaling)
+    assert sorted(search + test) == list(range(N_TEST))
+    assert data.search.labels.tolist() == [i % CLASSES for i in search]
+    with pytest.raises(ValueError, match="search_from must be train or test, got 'val'"):
+        load_data(path, search_from="val")
+    with pytest.raises(ValueError, match="as many test images as are asked for, got 21 of 20"):
+        load_data(path, search_from="test", n_search=20)
+
+
+def test_images_can_be_normalised_as_weights_expect(saved):
+    given = Normalization((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
+    data = load_data(saved(), n_train=30, normalize=given)
+    assert data.scaling == (255.0, *given)
+    raw = arrays()["x_train"][indices(data.train, data.scaling)[0]]
+    expected = (raw / 255 - np.array(given.mean)) / np.array(given.std)
+    np.testing.assert_allclose(data.train.images[0].permute(1, 2, 0), expected, rtol=1e-5, atol=1e-6)
+    assert Normalization.parse("0.1,0.2,0.3/0.5,0.6,0.7") == given
+    assert Normalization.parse("imagenet").mean == (0.485, 0.456, 0.406)
+    with pytest.raises(ValueError, match="a number for each of the 3 channels, got 1"):
+        load_data(saved(), normalize=Normalization((0.5,), (0.5,)))
+
+
+@pytest.mark.parametrize("text", ["image", "0.5", "0.5,0.5/0.5", "0.5/0", "0.5/-1", "nan/1", "a/b", "1/2/3"])
+def test_a_normalization_of_another_form_is_refused(text):
+    with pytest.raises(ValueError, match="it must be imagenet, or the mean of each channel"):
+        Normalization.parse(text)
