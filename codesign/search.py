@@ -102,6 +102,10 @@ def search(
         )
         while len(trials) < n_trials:
             archs, problem_now = at_work.ask(batch_size, len(trials))
+            if not archs:  # a trainer that has nothing to offer yet
+                if out is not None:
+                    on_first(partial(_checkpoint, run, at_work, len(trials)))
+                continue
             batch = archs[: n_trials - len(trials)]
             known = logged[len(trials) : len(trials) + len(batch)]
             _check_replay(known, batch, out)
@@ -144,12 +148,12 @@ class _Training:
 
     def ask(self, n: int, number: int) -> tuple[list[Arch], Problem]:
         means = self.training.advance()
-        if self.metrics:
+        if self.metrics and means:
             self.metrics(number, means)
         return self.training.offer(n), replace(self.problem, accuracy=self.training.accuracy())
 
     def tell(self, trials: Sequence[Trial]) -> None:
-        pass
+        self.training.tell(trials)
 
     def state(self) -> State:
         return self.training.state()

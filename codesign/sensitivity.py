@@ -121,19 +121,51 @@ def sensitivities(
     the mean cross entropy. Layers are measured from the first to the last, so that of each measurement what lies
     before its layer need not be computed again.
     """
-    widest = [len(space.bits) - 1] * len(space.choices)
-    base = _loss(accuracy, space, widest)
+    base = widest_loss(accuracy, space)
     if progress:
         progress()
-    n = len(space.operands)
-    increase = np.zeros((len(space.searched), len(space.bits), len(space.bits) if n == 2 else 1))
-    for layer, w, a in np.ndindex(increase.shape):
+    n = len(space.searched)
+    increase = np.stack([layer_sensitivities(accuracy, space, layer, base, progress) for layer in range(n)])
+    return Sensitivities(space.searched, space.bits, base, increase)
+
+
+def widest_loss(accuracy: Accuracy, space: BitwidthSpace) -> float:
+    """The loss at the widest bits, in nats."""
+    return _loss(accuracy, space, [len(space.bits) - 1] * len(space.choices))
+
+
+def layer_sensitivities(
+    accuracy: Accuracy,
+    space: BitwidthSpace,
+    layer: int,
+    base_loss: float,
+    progress: Callable[[], object] | None = None,
+) -> Floats:
+    """What one layer adds to the loss at each pair of bitwidths, or at each bitwidth of its weights.
+
+    Parameters
+    ----------
+    accuracy, space, progress
+        As in `sensitivities`.
+    layer : int
+        Its place among ``space.searched``.
+    base_loss : float
+        From `widest_loss`.
+
+    Returns
+    -------
+    ndarray, shape (n_bits, n_bits) or (n_bits, 1)
+    """
+    n, n_bits = len(space.operands), len(space.bits)
+    widest = [n_bits - 1] * len(space.choices)
+    increase = np.zeros((n_bits, n_bits if n == 2 else 1))
+    for w, a in np.ndindex(increase.shape):
         arch = [*widest[: n * layer], *(w, a)[:n], *widest[n * (layer + 1) :]]
         if arch != widest:
-            increase[layer, w, a] = _loss(accuracy, space, arch) - base
+            increase[w, a] = _loss(accuracy, space, arch) - base_loss
             if progress:
                 progress()
-    return Sensitivities(space.searched, space.bits, base, increase)
+    return increase
 
 
 class Additivity(NamedTuple):

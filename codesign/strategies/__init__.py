@@ -1,5 +1,6 @@
 """Search strategies. Adding one is a file here and a line in `STRATEGIES`."""
 
+from codesign.strategies.additive import Greedy, Milp
 from codesign.strategies.base import AbstractSampler, AbstractStrategy, AbstractTrainer
 from codesign.strategies.cursor import Cursor
 from codesign.strategies.dnas import DNAS
@@ -19,6 +20,8 @@ STRATEGIES: dict[str, type[AbstractStrategy]] = {
     "cursor": Cursor,
     "dnas": DNAS,
     "fine_grained": FineGrained,
+    "milp": Milp,
+    "greedy": Greedy,
 }
 
 __all__ = [
@@ -31,7 +34,9 @@ __all__ = [
     "AbstractTrainer",
     "Cursor",
     "FineGrained",
+    "Greedy",
     "Gumbel",
+    "Milp",
     "Random",
     "Reinforce",
 ]

@@ -68,7 +68,10 @@ class AbstractTraining(ABC):
 
     @abstractmethod
     def offer(self, n: int) -> list[Arch]:
-        """The ``n`` archs that it would have evaluated now, within the limits."""
+        """The ``n`` archs that it would have evaluated now, within the limits; none while it has none to offer yet."""
+
+    def tell(self, trials: Sequence[Trial]) -> None:  # noqa: B027  most have no use for them
+        """The trials of the archs last offered, in their order."""
 
     @abstractmethod
     def accuracy(self) -> Callable[[Arch], Mapping[str, float]]:

@@ -1,0 +1,242 @@
+"""Bits by sensitivities that are taken to add up: the exact optimum of that model, or its greedy one."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from codesign.cost_table import CostTable
+from codesign.problem import Problem
+from codesign.run_directory import State
+from codesign.space import Arch, BitwidthSpace
+from codesign.strategies.base import AbstractTrainer, AbstractTraining, keep_rng, use_rng
+from codesign.trial import Trial
+
+if TYPE_CHECKING:
+    from codesign.network_task import NetworkTask
+    from codesign.sensitivity import Sensitivities
+
+Integers = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class AbstractAdditive(AbstractTrainer):
+    """A strategy that measures how much each layer loses at each pair of bitwidths, and takes the losses to add up.
+
+    Parameters
+    ----------
+    images : int, optional
+        The first so many images of the search set are what sensitivities are measured on; None: all.
+    checks : int
+        Random candidates on which it is measured how additive the sensitivities are; at least 2.
+
+    Notes
+    -----
+    First the sensitivities are measured, layer by layer, and nothing is offered meanwhile. Then comes the best
+    candidate by their sum; after it those that differ from the best one evaluated so far in one bitwidth, or in one
+    that is raised by a step and one that is lowered, by their predicted loss. Those are what the sum may have wrong.
+    """
+
+    images: int | None = None
+    checks: int = 20
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__
+        if self.images is not None and self.images < 1:
+            raise ValueError(f"{name}: images must be at least 1, got {self.images}.")
+        if self.checks < 2:
+            raise ValueError(f"{name}: checks must be at least 2, got {self.checks}.")
+
+    @abstractmethod
+    def best(self, problem: Problem, found: Sensitivities) -> tuple[Arch, dict[str, float]]:
+        """The arch that the sensitivities promise most of within the limits, and what is to be said of it."""
+
+    def init(self, problem: Problem, rng: np.random.Generator) -> State:
+        task_of(problem, type(self).__name__)
+        return {"rng": keep_rng(rng)}
+
+    def start(self, problem: Problem, state: State) -> AbstractTraining:
+        return _Training(self, problem, state)
+
+    def training_passes(self, problem: Problem) -> int:
+        return self._measurements(problem) * self._passes(problem, self._n_images(problem))
+
+    def spending(self, problem: Problem, passes: int) -> AbstractAdditive:
+        """With as many images as the passes allow, at least one."""
+        statistics = self._passes(problem, 0)
+        n = passes // self._measurements(problem) - statistics
+        return dataclasses.replace(self, images=max(1, min(n, self._n_images(problem))))
+
+    def _n_images(self, problem: Problem) -> int:
+        there = len(task_of(problem, type(self).__name__).data.search.labels)
+        return there if self.images is None else min(self.images, there)
+
+    @staticmethod
+    def _passes(problem: Problem, n_images: int) -> int:
+        statistics = problem.supernet.statistics
+        return n_images + (0 if statistics is None else len(statistics))
+
+    def _measurements(self, problem: Problem) -> int:
+        space: BitwidthSpace = problem.space  # type: ignore[assignment]
+        return len(space.searched) * (len(space.bits) ** len(space.operands) - 1) + 1 + self.checks
+
+
+@dataclass(frozen=True)
+class Milp(AbstractAdditive):
+    """The multiple-choice knapsack of the sensitivities under all limits at once, solved to proven optimality.
+
+    See `AbstractAdditive`, and `codesign.knapsack.knapsack` for the program. It needs costs that decompose, and limits
+    on sums: latency, energy, bytes, MACs, BitOPs.
+    """
+
+    def best(self, problem: Problem, found: Sensitivities) -> tuple[Arch, dict[str, float]]:
+        from codesign.knapsack import knapsack
+
+        if not isinstance(problem.table, CostTable):
+            raise ValueError("Milp: costs must be sums over a cost table, but here they are not; choose greedy.")
+        optimum = knapsack(problem.table, found.factors(problem.space), problem.limits)  # type: ignore[arg-type]
+        arch = optimum.arch
+        if not problem.feasible(arch):  # by what rounding makes of the full simulation
+            arch = problem.project(arch, np.random.default_rng(0))
+        return arch, {"gap": optimum.gap, "predicted_loss": found.base_loss + optimum.objective}
+
+
+@dataclass(frozen=True)
+class Greedy(AbstractAdditive):
+    """From the widest bits down, each time the step that saves most of the scarcest limit for what it loses.
+
+    See `AbstractAdditive`. It needs no table, and takes limits on any metric.
+    """
+
+    def best(self, problem: Problem, found: Sensitivities) -> tuple[Arch, dict[str, float]]:
+        space: BitwidthSpace = problem.space  # type: ignore[assignment]
+        arch = np.array([len(space.bits) - 1] * len(space.choices))
+        while problem.limits and arch.any():
+            usage = problem.usages([arch])[0]
+            if (usage <= 1).all():
+                break
+            steps = np.array([arch - unit for unit in np.eye(len(arch), dtype=np.int64)[arch > 0]])
+            scarcest = int(usage.argmax())
+            saved = usage[scarcest] - problem.usages(steps)[:, scarcest]
+            lost = found.predict(steps) - found.predict([arch])
+            # What loses nothing comes first; where costs are not monotone in bits a step may save nothing.
+            worth = np.where(saved > 0, saved / np.maximum(lost, 1e-9), -math.inf)
+            if not np.isfinite(worth).any():
+                worth = -lost
+            arch = steps[int(worth.argmax())]
+        chosen: Arch = tuple(int(option) for option in arch)
+        chosen = problem.project(chosen, np.random.default_rng(0))
+        return chosen, {"predicted_loss": float(found.predict([chosen])[0])}
+
+
+class _Training(AbstractTraining):
+    """Measures, and then offers."""
+
+    def __init__(self, strategy: AbstractAdditive, problem: Problem, state: State) -> None:
+        from codesign.data import Images
+        from codesign.quantized_accuracy import QuantizedAccuracy
+
+        self.strategy, self.problem = strategy, problem
+        self.space: BitwidthSpace = problem.space  # type: ignore[assignment]
+        task = task_of(problem, type(strategy).__name__)
+        n = strategy._n_images(problem)
+        images = Images(task.data.search.images[:n], task.data.search.labels[:n])
+        self._measure = QuantizedAccuracy(task.network, task.space, task.statistics, images)
+        self._accuracy = problem.accuracy
+        self.rng = use_rng(state)
+        n_bits, n_operands = len(self.space.bits), len(self.space.operands)
+        unknown = np.full((len(self.space.searched), n_bits, n_bits if n_operands == 2 else 1), math.nan)
+        self.increase: NDArray[np.float64] = np.array(state.get("increase", unknown))
+        self.base_loss: float | None = state.get("base_loss")
+        self.seen: set[Arch] = {tuple(row) for row in state.get("seen", [])}
+        self.centre: Arch | None = tuple(state["centre"]) if state.get("centre") else None
+        self.least: float = math.inf if state.get("least") is None else float(state["least"])
+
+    def state(self) -> State:
+        return {
+            "rng": keep_rng(self.rng), "increase": self.increase.copy(), "base_loss": self.base_loss,
+            "seen": sorted(map(list, self.seen)), "centre": None if self.centre is None else list(self.centre),
+            "least": self.least if math.isfinite(self.least) else None,
+        }  # fmt: skip
+
+    @property
+    def found(self) -> Sensitivities:
+        from codesign.sensitivity import Sensitivities
+
+        return Sensitivities(self.space.searched, self.space.bits, float(self.base_loss or 0.0), self.increase)
+
+    def advance(self) -> dict[str, float]:
+        from codesign.sensitivity import additivity, layer_sensitivities, widest_loss
+
+        if self.centre is not None:
+            return {}
+        if self.base_loss is None:
+            self.base_loss = widest_loss(self._measure, self.space)
+        unknown = [i for i, values in enumerate(self.increase) if np.isnan(values).any()]
+        if unknown:
+            self.increase[unknown[0]] = layer_sensitivities(self._measure, self.space, unknown[0], self.base_loss)
+            return {"layers_measured": float(len(self.increase) - len(unknown) + 1)}
+        archs = [self.space.sample(self.rng) for _ in range(self.strategy.checks)]
+        check = additivity(self.found, self._measure, self.space, archs)
+        self.centre, said = self.strategy.best(self.problem, self.found)
+        return {"r2": check.r2, "tau": check.tau, **said}
+
+    def offer(self, n: int) -> list[Arch]:
+        if self.centre is None:
+            return []
+        archs = [] if self.centre in self.seen else [self.centre]
+        archs += itertools.islice(self._neighbours(self.centre), n - len(archs))
+        archs += [self.problem.project(self.space.sample(self.rng), self.rng) for _ in range(n - len(archs))]
+        return archs
+
+    def _neighbours(self, centre: Arch) -> Iterable[Arch]:
+        """Archs within the limits near one, that were not evaluated, by their predicted loss."""
+        here, counts = np.array(centre), np.array(self.space.option_counts)
+        units = np.eye(len(here), dtype=np.int64)
+        single = [here + (option - here[c]) * units[c] for c in range(len(here)) for option in range(counts[c])]
+        up, down = units[here < counts - 1], units[here > 0]
+        pairs = (here + up[:, None] - down[None]).reshape(-1, len(here))
+        archs = np.unique(np.concatenate([np.array(single), pairs]), axis=0)
+        feasible = (self.problem.usages(archs) <= 1).all(axis=1)
+        archs = archs[feasible & (archs != here).any(axis=1)]
+        for i in np.argsort(self.found.predict(archs), kind="stable") if len(archs) else ():
+            arch = tuple(int(option) for option in archs[i])
+            if arch not in self.seen:
+                yield arch
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        for trial in trials:
+            self.seen.add(trial.arch)
+            value = trial.metrics.get(self.problem.objective, math.nan)
+            if trial.feasible and value < self.least:
+                self.least, self.centre = value, trial.arch
+
+    def accuracy(self) -> Callable[[Arch], Mapping[str, float]]:
+        return self._accuracy
+
+
+def task_of(problem: Problem, whose: str) -> NetworkTask:
+    """The trained network of a problem.
+
+    Raises
+    ------
+    ValueError
+        Where the problem has none.
+    """
+    from codesign.network_task import NetworkTask
+
+    task: Any = problem.supernet
+    if not isinstance(task, NetworkTask) or not isinstance(problem.space, BitwidthSpace):
+        raise ValueError(
+            f"{whose}: it chooses the bits of a trained network, so the problem must have a BitwidthSpace and a "
+            f"NetworkTask as supernet, got {type(problem.space).__name__} and {type(task).__name__}."
+        )
+    return task

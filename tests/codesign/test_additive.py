@@ -1,0 +1,138 @@
+"""Milp and greedy: what they measure, what they offer, and that a search goes on where it was killed."""
+
+import itertools
+
+import numpy as np
+import pytest
+from small_task import problem, task
+
+from codesign.knapsack import knapsack
+from codesign.problem import Problem
+from codesign.search import search
+from codesign.sensitivity import Sensitivities, sensitivities
+from codesign.strategies import Greedy, Milp, Random
+from codesign.trial import best_trial
+from hwmodels import BitFusion
+
+BITS = (2, 4, 8)
+
+
+@pytest.fixture(scope="module")
+def small():
+    return problem({"energy_j": 0.6, "weight_bytes": 0.6}, bits=BITS)
+
+
+@pytest.mark.parametrize("strategy", [Milp(), Greedy()])
+def test_it_measures_first_and_offers_the_best_by_the_sum_first(small, strategy):
+    said = {}
+    trials = search(small, strategy, 5, batch_size=5, metrics=lambda n, values: said.update(values))
+    found = sensitivities(small.accuracy, small.space)
+    best, _ = strategy.best(small, found)
+    assert trials[0].arch == best and all(trial.feasible for trial in trials)
+    assert len({trial.arch for trial in trials}) == 5
+    assert said["layers_measured"] == len(small.space.searched) and -1 <= said["tau"] <= 1 and said["r2"] <= 1
+    if isinstance(strategy, Milp):
+        feasible = [a for a in itertools.product(range(3), repeat=len(small.space.choices)) if small.feasible(a)]
+        assert found.predict([best])[0] == pytest.approx(found.predict(feasible).min()) and said["gap"] <= 1e-6
+        assert best == knapsack(small.table, found.factors(small.space), small.limits).arch
+
+
+def test_neighbours_come_by_their_predicted_loss_around_the_best_so_far(small):
+    trials = search(small, Milp(), 12, batch_size=4)
+    assert len({trial.arch for trial in trials}) == 12
+    for first in (4, 8):
+        centre = best_trial(trials[:first], "error").arch
+        for trial in trials[first : first + 4]:
+            gaps = np.array(trial.arch) - centre
+            alone = (gaps != 0).sum() == 1
+            assert alone or sorted(gaps[gaps != 0]) == [-1, 1]
+
+
+def test_greedy_takes_the_step_that_saves_most_for_what_it_loses():
+    free = problem(bits=BITS)
+    space = free.space
+    rng = np.random.default_rng(0)
+    increase = -np.sort(-rng.random((len(space.searched), 3, 3)), axis=1)
+    increase = -np.sort(-increase, axis=2)
+    found = Sensitivities(space.searched, space.bits, 1.0, increase)
+    limit = {"macs": 1.0}
+    most = free.price(space.reference).metrics()
+    limit = {"energy_j": 0.5 * most["energy_j"]}
+    limited = Problem(space, free.accuracy, free.hardware, limit, free.supernet)
+    arch, _ = Greedy().best(limited, found)
+    here = np.array([2] * len(space.choices))
+    while limited.usages([here])[0, 0] > 1:
+        options = []
+        for c in np.flatnonzero(here):
+            step = here.copy()
+            step[c] -= 1
+            saved = limited.usages([here])[0, 0] - limited.usages([step])[0, 0]
+            options.append((saved / max(found.predict([step])[0] - found.predict([here])[0], 1e-9), -c, step))
+        here = max(options, key=lambda option: option[:2])[2]
+    assert arch == tuple(here) and limited.feasible(arch)
+
+
+def test_a_killed_search_goes_on_to_the_same_trials(small, tmp_path):
+    whole = search(small, Milp(), 9, batch_size=3)
+
+    class Killed(Exception):
+        pass
+
+    for kill_at in (1, 3, 4):
+        out = tmp_path / str(kill_at)
+        seen = []
+
+        def stop(n, values, seen=seen, kill_at=kill_at):
+            seen.append(values)
+            if len(seen) == kill_at:
+                raise Killed
+
+        with pytest.raises(Killed):
+            search(small, Milp(), 9, out=out, batch_size=3, metrics=stop)
+        again = search(small, Milp(), 9, out=out, batch_size=3, resume=True)
+        assert [(t.arch, t.metrics) for t in again] == [(t.arch, t.metrics) for t in whole]
+
+
+def test_what_it_spends_is_what_it_evaluates(small):
+    calls = []
+    of = small.supernet
+    n_search, n_statistics = len(of.data.search.labels), len(of.statistics)
+    strategy = Milp(images=50)
+    n = len(small.space.searched) * (3**2 - 1) + 1 + 20
+    assert strategy.training_passes(small) == n * (50 + n_statistics)
+    assert Milp().training_passes(small) == n * (n_search + n_statistics)
+    for passes in (n * (n_statistics + 64), n * (n_statistics + 64) + n - 1):
+        assert Milp().spending(small, passes).images == 64
+    assert Milp().spending(small, 10**9).images == n_search
+    assert not calls
+
+
+def test_milp_is_no_worse_than_random_search_at_equal_passes():
+    limited = problem({"energy_j": 0.45}, bits=BITS)
+    passes = limited.supernet.evaluation_passes
+    trials = search(limited, Milp(), 10, batch_size=5)
+    n_random = 10 + Milp().training_passes(limited) // passes
+    random = [best_trial(search(limited, Random(), n_random, seed), "loss").metrics["loss"] for seed in range(3)]
+    assert best_trial(trials, "loss").metrics["loss"] <= np.median(random)
+
+
+def test_another_problem_is_refused_with_what_it_needs(small):
+    bare = Problem(small.space, small.accuracy, small.hardware, small.limits)
+    with pytest.raises(ValueError, match="Milp: it chooses the bits of a trained network, so the problem must have"):
+        search(bare, Milp(), 1)
+    with pytest.raises(ValueError, match="limits must be on sums"):
+        of = task(bits=BITS)
+        edp = Problem(of.space, of.accuracy(), BitFusion(), {"edp_js": 1.0}, of)
+        search(edp, Milp(), 1)
+    with pytest.raises(ValueError, match="images must be at least 1"):
+        Milp(images=0)
+    with pytest.raises(ValueError, match="checks must be at least 2"):
+        Greedy(checks=1)
+
+
+def test_greedy_takes_a_limit_that_is_no_sum():
+    of = task(bits=BITS)
+    free = Problem(of.space, of.accuracy(), BitFusion(), supernet=of)
+    limit = 0.3 * free.price(of.space.reference).metrics()["edp_js"]
+    limited = Problem(of.space, free.accuracy, free.hardware, {"edp_js": limit}, of)
+    assert all(trial.feasible for trial in search(limited, Greedy(), 4, batch_size=4))
