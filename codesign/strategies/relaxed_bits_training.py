@@ -23,7 +23,7 @@ from codesign.quant.convert import mode, set_bits
 from codesign.run_directory import State
 from codesign.space import Arch, BitwidthSpace
 from codesign.strategies.base import AbstractTraining, keep_rng, use_rng
-from codesign.strategies.policy import Floats
+from codesign.strategies.policy import Floats, draw
 from codesign.strategies.relaxed_bits import RelaxedBits
 from codesign.strategies.relaxed_network import RelaxedNetwork, mixtures_of
 from codesign.supernet import Stopped, WeightTrainer
@@ -189,9 +189,9 @@ class Training(AbstractTraining):
         widened, policies = 0.0, self.policies()
         offered = [self._fitted(self.strategy.likeliest(self.point, self.space), policies)]
         while len(offered) < n:
-            p = (1 - widened) * policies + widened / policies.shape[1]
-            drawn = [int(self.rng.choice(len(row), p=row / row.sum())) for row in p]
-            arch = self._fitted(tuple(drawn), policies)
+            with np.errstate(divide="ignore"):
+                logits = np.log((1 - widened) * policies + widened / policies.shape[1])
+            arch = self._fitted(tuple(draw(logits, 1, self.rng)[0].tolist()), policies)
             if arch in offered and widened < 1:
                 widened = min(1.0, widened + 0.02)
             else:
