@@ -423,7 +423,10 @@ def test_a_training_goes_on_from_a_state_that_went_through_a_file(name):
     whole = at_work(p, short(name))
     whole.advance()
     parts = short(name).start(p, unpack_state(pack_state(whole.state())))
-    assert whole.advance() == parts.advance() and whole.offer(4) == parts.offer(4)
+    torch.manual_seed(1)  # dropout draws from a step's own numbers
+    measured = whole.advance()
+    torch.manual_seed(2)
+    assert measured == parts.advance() and whole.offer(4) == parts.offer(4)
     assert pack_state(whole.state()) == pack_state(parts.state())
 
 
