@@ -5,6 +5,7 @@ from codesign.strategies.base import AbstractSampler, AbstractStrategy, Abstract
 from codesign.strategies.cursor import Cursor
 from codesign.strategies.dnas import DNAS
 from codesign.strategies.fine_grained import FineGrained
+from codesign.strategies.haq import HAQ
 from codesign.strategies.mpnas import MPNAS, Gumbel
 from codesign.strategies.nsga2 import NSGA2
 from codesign.strategies.random import Random
@@ -17,6 +18,7 @@ STRATEGIES: dict[str, type[AbstractStrategy]] = {
     "reinforce": Reinforce,
     "random": Random,
     "nsga2": NSGA2,
+    "haq": HAQ,
     "cursor": Cursor,
     "dnas": DNAS,
     "fine_grained": FineGrained,
@@ -26,6 +28,7 @@ STRATEGIES: dict[str, type[AbstractStrategy]] = {
 
 __all__ = [
     "DNAS",
+    "HAQ",
     "MPNAS",
     "NSGA2",
     "STRATEGIES",

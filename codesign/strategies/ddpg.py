@@ -225,8 +225,8 @@ def adam(network: Floats, gradient: Floats, rate: float, soft_update: float, ste
     _adam(*network, gradient, *scalars)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
-def _adam(weights, targets, means, squares, gradient, rate, eps, rate1, rate2, soft_update, tiny):  # type: ignore[no-untyped-def]
+@njit(cache=True, nogil=True, error_model="numpy")
+def _adam(weights, targets, means, squares, gradient, rate, eps, rate1, rate2, soft_update, tiny):
     for i in range(len(weights)):
         mean = means[i] + rate1 * (gradient[i] - means[i])
         square = squares[i] + rate2 * (gradient[i] * gradient[i] - squares[i])
