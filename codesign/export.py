@@ -15,6 +15,8 @@ from torch import nn
 
 from codesign.describe import describe, versions
 from codesign.evaluation import EVALUATION_NAME, report
+from codesign.family import family
+from codesign.run_spec import RunSpec
 from codesign.state_file import write_atomically
 from codesign.trained import WEIGHTS_NAME, Trained, layer_bits, network_arch
 from codesign.trial import sync_folder
@@ -82,18 +84,19 @@ def load_export(folder: str | os.PathLike[str]) -> tuple[nn.Module, dict[str, An
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    from codesign.nets.mobilenetv2 import MobileNetV2Space
-    from hwmodels.config import from_fields
-
     folder = Path(folder)
     try:
         record = json.loads((folder / NETWORK_NAME).read_bytes())
-        space: MobileNetV2Space = from_fields("Space", MobileNetV2Space, record["space"])
-        network = space.build(record["arch"])
+        spec = RunSpec.from_fields({name: record[name] for name in _NETWORK_FIELDS if name in record})
+        network = family(spec.family).network(spec, tuple(record["arch"]))
         network.load_state_dict(load((folder / WEIGHTS_NAME).read_bytes()))
     except (OSError, KeyError, TypeError, RuntimeError, SafetensorError, ValueError) as error:
         raise ValueError(f"{folder}: it must hold an exported network, whole, but {error}.") from None
     return network.eval(), record
+
+
+#: What of a run says how its networks are built.
+_NETWORK_FIELDS = ("family", "network", "network_settings", "preset", "space_settings")
 
 
 def _check(trained: Trained, out: Path, force: bool) -> None:
@@ -122,10 +125,9 @@ def _files(trained: Trained) -> dict[str, bytes]:
     cost = report(trained)
     chip = spec.space().hardware(trial.arch, spec.hardware_model())
     record = {
-        "family": spec.family,
-        "space": {name: value for name, value in describe(space).items() if name != "type"},
+        **{name: value for name in _NETWORK_FIELDS if (value := describe(getattr(spec, name)))},
         "arch": list(arch),
-        "blocks": {name: _plain(option) for name, option in space.decode(arch).items()},
+        "options": {name: _plain(option) for name, option in space.decode(arch).items()},
         "bits": {name: {"weight_bits": w, "input_bits": a} for name, (w, a) in layer_bits(trained.run, trial).items()},
         "chip": describe(chip),
         "images": _images(trained),
@@ -152,8 +154,7 @@ def _files(trained: Trained) -> dict[str, bytes]:
 def _images(trained: Trained) -> dict[str, Any]:
     """What the network reads, and how pixels become that."""
     scaling = trained.record["scaling"]
-    space = trained.run.spec.network_space()
-    shape = [space.in_channels, space.input_size, space.input_size]
+    shape = list(family(trained.run.spec.family).reads(trained.run.spec)[0])
     return {"shape": shape, "note": "(pixels / largest - mean) / std", **scaling} if scaling else {"shape": shape}
 
 

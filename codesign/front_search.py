@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from codesign.fronts import Comparison, gather
-from codesign.launch import SUPERNET_NAME, Metrics, prepared, reachable, search_with, supernet_task
+from codesign.launch import SUPERNET_NAME, Metrics, prepared, reachable, search_with, shared_weights
 from codesign.problem import UnreachableLimit
 from codesign.processes import on_first
 from codesign.run_directory import write_atomically
@@ -64,11 +64,11 @@ def front_search(
     with open_run(out, spec, resume, FRONT_NAME) as folder:
         shared = spec.supernet or str(folder.resolve() / SUPERNET_NAME)
         with Metrics(folder, tensorboard) as metrics:
-            task = supernet_task(spec, data, folder / SUPERNET_NAME, progress, metrics, device)
+            task = shared_weights(spec, data, folder / SUPERNET_NAME, progress, metrics, device)
         for i, one in enumerate(limits, 1):
             for strategy in strategies:
                 part = dataclasses.replace(
-                    spec, limits=one, strategy=strategy, supernet=shared,
+                    spec, limits=one, strategy=strategy, supernet=shared if spec.family == "mobilenetv2" else None,
                     strategy_settings=spec.strategy_settings if strategy == spec.strategy else {},
                 ).completed()  # fmt: skip
                 place = folder / strategy / "_".join(one)

@@ -6,27 +6,22 @@ import contextlib
 import importlib.util
 import json
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from codesign.family import family
 from codesign.problem import Problem
 from codesign.run_spec import RunSpec, open_run
 from codesign.search import search
 from codesign.search_result import SearchResult
-from codesign.supernet import (
-    WEIGHTS_NAME,
-    SupernetAccuracy,
-    SupernetTask,
-    load_supernet,
-    statistics_of,
-    train_supernet,
-)
+from codesign.supernet import SUPERNET_NAME
 
 if TYPE_CHECKING:
     from codesign.data import Data
 
-METRICS_NAME, TENSORBOARD_NAME, SUPERNET_NAME = "metrics.jsonl", "tensorboard", "supernet"
+METRICS_NAME, TENSORBOARD_NAME = "metrics.jsonl", "tensorboard"
 
 
 def launch(
@@ -64,7 +59,7 @@ def launch(
     spec, data = prepared(spec, tensorboard)
     reachable(spec)
     with open_run(out, spec, resume) as folder, Metrics(folder, tensorboard) as metrics:
-        task = supernet_task(spec, data, folder / SUPERNET_NAME, progress, metrics, device)
+        task = shared_weights(spec, data, folder / SUPERNET_NAME, progress, metrics, device)
         return search_with(spec, task, folder, progress, metrics)
 
 
@@ -96,39 +91,36 @@ def reachable(spec: RunSpec) -> Problem:
     return problem
 
 
-def supernet_task(
+def shared_weights(
     spec: RunSpec, data: Data, folder: Path, progress: bool, metrics: Metrics, device: str | None
-) -> SupernetTask:
-    """Shared weights: read from another run where the specification says so, else trained in ``folder``."""
+) -> Any:
+    """The weights that candidates share: read, or trained in ``folder``."""
     import torch
 
-    from codesign.nets.mobilenetv2_supernet import Supernet
-
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    training = spec.supernet_training()
-    network, data = Supernet(spec.network_space(), spec.seed).to(place), data.to(place)
-    if spec.supernet is not None:
-        load_supernet(network, _weights(spec.supernet))
-        return SupernetTask(network, data, training)
-    n_steps = (training.float_epochs + training.epochs) * max(1, len(data.train.labels) // training.batch_size)
-    with _bar("supernet", n_steps, progress) as bar:
+    with contextlib.ExitStack() as stack:
+        bar: Any = None
 
-        def report(step: int, loss: float) -> None:
+        def report(step: int, n_steps: int, values: Mapping[str, float]) -> None:
+            nonlocal bar
+            bar = bar or stack.enter_context(_bar(SUPERNET_NAME, n_steps, progress))
             bar.update(step - bar.n)
-            if not math.isnan(loss):
-                bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-                metrics(SUPERNET_NAME, step, {"loss": loss})
+            if values:
+                bar.set_postfix({name: f"{value:.3f}" for name, value in values.items()}, refresh=False)
+                metrics(SUPERNET_NAME, step, values)
 
-        train_supernet(network, data, training, spec.seed, folder, resume=True, progress=report)
-    return SupernetTask(network, data, training)
+        return family(spec.family).task(spec, data, folder, place, report)
 
 
 def search_with(
-    spec: RunSpec, task: SupernetTask, folder: Path, progress: bool, metrics: Metrics, label: str = ""
+    spec: RunSpec, task: Any, folder: Path, progress: bool, metrics: Metrics, label: str = ""
 ) -> SearchResult:
     """Search with given shared weights in a directory that is open; the result is written and drawn."""
-    accuracy = SupernetAccuracy(task.network, statistics_of(task.data.train), task.data.search)
-    problem = spec.problem(accuracy, task)
+    kind = family(spec.family)
+    problem = spec.problem(kind.accuracy(task), task)
+    said = kind.before(problem, task) if progress else ""
+    if said:
+        print(f"{said}\n", file=sys.stderr, flush=True)
     with _bar(f"{spec.strategy}{label}", spec.trials, progress) as bar:
         best = math.inf
 
@@ -143,20 +135,10 @@ def search_with(
             problem, spec.search_strategy(), spec.trials, spec.seed, folder, batch_size=spec.batch_size, resume=True,
             progress=report, metrics=lambda n, values: metrics(spec.strategy, n, values),
         )  # fmt: skip
-    result = SearchResult.of(problem, trials)
+    result = SearchResult.of(problem, trials, measured(folder, str(spec.strategy)))
     result.write(folder)
-    _draw(problem, trials, result, folder)
+    _draw(problem, trials, result, kind.draw(problem, result), folder)
     return result
-
-
-def _weights(source: str) -> Path:
-    """The file of weights that a run, a folder or a file is."""
-    path = Path(source)
-    places = (path / SUPERNET_NAME / WEIGHTS_NAME, path / WEIGHTS_NAME) if path.is_dir() else (path,)
-    for place in places:
-        if place.exists():
-            return place
-    raise ValueError(f"Supernet {source!r}: there must be weights, got none at {' or '.join(map(str, places))}.")
 
 
 @contextlib.contextmanager
@@ -217,23 +199,30 @@ class Metrics:
         self._file.close()
 
 
-def _draw(problem: Problem, trials: list[Any], result: SearchResult, folder: Path) -> None:
-    """Draw front.png, blocks.png and layers.png."""
+def measured(folder: Path, phase: str) -> dict[str, float]:
+    """The last value of each metric of a phase, as ``metrics.jsonl`` has them."""
+    values: dict[str, float] = {}
+    for line in (folder / METRICS_NAME).read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            row = json.loads(line)
+            if row.pop("phase") == phase:
+                row.pop("step")
+                values |= row
+    return values
+
+
+def _draw(problem: Problem, trials: list[Any], result: SearchResult, chosen: tuple[str, Any], folder: Path) -> None:
+    """Draw front.png, layers.png, and the picture of the chosen network."""
     import matplotlib.pyplot as plt
 
-    from codesign.metrics import LABELS, quantity
-    from codesign.plots import plot_blocks, plot_layers, plot_pareto
+    from codesign.plots import plot_layers, plot_pareto
 
     score = problem.objective
     figure, axes = plt.subplots(1, 2, figsize=(12, 4.4), layout="constrained")
-    chosen = {"chosen": result.metrics}
+    marked = {"chosen": result.metrics}
     for ax, x, color in ((axes[0], "energy_j", "latency_s"), (axes[1], "latency_s", "energy_j")):
-        plot_pareto({"trials": trials}, x, score, color, problem.limits, chosen, ax)
-    space: Any = getattr(problem.space, "network_space", problem.space)
-    shown = [name for name in (score, "energy_j", "latency_s") if name in result.metrics]
-    costs = [f"{LABELS[name][0]} {quantity(name, result.metrics[name], ascii=False)}" for name in shown]
-    blocks = plot_blocks(result.options, space.block_shapes, ", ".join(costs)).figure
+        plot_pareto({"trials": trials}, x, score, color, problem.limits, marked, ax)
     layers = plot_layers(problem.price(result.trial.arch))[0].figure
-    for name, one in {"front": figure, "blocks": blocks, "layers": layers}.items():
+    for name, one in {"front": figure, "layers": layers, **dict([chosen])}.items():
         one.savefig(folder / f"{name}.png", dpi=130)
         plt.close(one)

@@ -19,7 +19,7 @@ UNITS: dict[str, dict[str, float]] = {
     "area_mm2": {"mm2": 1.0},
     "weight_bytes": {"B": 1.0, "kB": 1e3, "MB": 1e6, "KiB": 2.0**10, "MiB": 2.0**20, "bit": 0.125},
 }
-_VALUE = re.compile(r"([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|[-+]?(?:inf|nan)) ?([A-Za-z]\w*)?", re.ASCII)
+_VALUE = re.compile(r"([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|[-+]?(?:inf|nan)) ?([A-Za-z]\w*|%)?", re.ASCII)
 
 
 def parse_limits(
@@ -31,7 +31,8 @@ def parse_limits(
     ----------
     texts : iterable of str
         ``metric=number``, with a unit (`UNITS`) where it is not that of the metric's name. With ``x`` for a unit the
-        number is a factor on what the reference has of the metric.
+        number is a factor on what the reference has of the metric, with ``%`` the share of the way from the least
+        that any candidate has (`Problem.reachable`) to the reference.
     problem : Problem
         What the limits are for; its own limits do not matter.
     reference_arch : sequence of int, optional
@@ -63,7 +64,9 @@ def parse_limits(
     for text in texts:
         name, equals, written = (part.strip() for part in text.partition("="))
         if not equals or not name:
-            raise ValueError(f"Limit {text!r}: it must be metric=value, such as energy_j=0.4x or latency_s=2ms.")
+            raise ValueError(
+                f"Limit {text!r}: it must be metric=value, such as energy_j=0.4x, energy_j=60% or latency_s=2ms."
+            )
         if name not in problem.metrics:
             near = get_close_matches(name, problem.metrics, n=1)
             raise ValueError(
@@ -81,10 +84,16 @@ def parse_limits(
         if unit == "x":
             reference = reference or _reference_metrics(text, problem, reference_arch)
             limits[name] = number * reference[name]
+        elif unit == "%":
+            reference = reference or _reference_metrics(text, problem, reference_arch)
+            least = problem.reachable(name).low
+            limits[name] = least + number / 100 * (reference[name] - least)
         elif unit is None or unit in UNITS.get(name, {}):
             limits[name] = number * (UNITS[name][unit] if unit else 1.0)
         else:
-            known = ", ".join(["x, a factor on the reference", *UNITS.get(name, {})])
+            known = ", ".join(
+                ["x, a factor on the reference", "%, from the least to the reference", *UNITS.get(name, {})]
+            )
             raise ValueError(f"Limit {text!r}: the unit must be one of {name}, got {unit!r}; known are {known}.")
     return limits
 

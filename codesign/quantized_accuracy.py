@@ -13,6 +13,7 @@ from codesign.data import Images
 from codesign.describe import digest
 from codesign.incremental import scorer
 from codesign.network_graph import NetworkGraph, graph_of
+from codesign.quant.convert import quantized_layers
 from codesign.space import Arch, BitwidthSpace
 
 
@@ -27,7 +28,8 @@ class QuantizedAccuracy:
     Parameters
     ----------
     network : nn.Module
-        Quantized and calibrated for every bitwidth of the space, its layers named as in the space.
+        Quantized and calibrated for every bitwidth of the space, its layers named as in the space. Pinned layers that
+        are not quantized run in float.
     space : BitwidthSpace
     statistics : Tensor or None
         Images for the BatchNorm statistics, from the training set. None: they stay as they are.
@@ -42,16 +44,26 @@ class QuantizedAccuracy:
     _known: dict[Arch, dict[str, float]] = field(default_factory=dict, repr=False)
     _local: threading.local = field(default_factory=threading.local, repr=False)
     _graph: NetworkGraph | None = field(init=False, repr=False)
+    _quantized: frozenset[str] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_graph", graph_of(self.network))  # here, as no thread may run meanwhile
+        names = frozenset(name for name, _ in quantized_layers(self.network))
+        object.__setattr__(self, "_quantized", names)
+        absent = [name for name in self.space.searched if name not in names]
+        if absent:
+            raise ValueError(
+                f"QuantizedAccuracy: each layer that is searched must be quantized, but {', '.join(absent)} "
+                f"{'is' if len(absent) == 1 else 'are'} not; pin such layers, or quantize them."
+            )
 
     def __call__(self, arch: Arch) -> dict[str, float]:
         known = self._known.get(arch)
         if known is None:
             if not hasattr(self._local, "scores"):
                 self._local.scores = scorer(self.network, self._graph, self.data.images, self.statistics)
-            scores = self._local.scores(self.space.layer_bits(arch))
+            bits = self.space.layer_bits(arch)
+            scores = self._local.scores({name: pair for name, pair in bits.items() if name in self._quantized})
             known = self._known[arch] = summary(scores, self.data.labels)
         return dict(known)
 

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from codesign.describe import differences
+from codesign.family import family
+from codesign.family_mobilenetv2 import plain
 from codesign.run_directory import Lock, RunDirectoryError, write_atomically
 from codesign.space import AbstractSpace, Arch
 from codesign.trial import LOG_NAME, Trial, best_trial, load_trials
@@ -27,8 +29,6 @@ if TYPE_CHECKING:
     from hwmodels.cost import HardwareModel
 
 SPEC_NAME, FRONT_NAME, SPEC_LOCK = "run.yaml", "front.yaml", "run.lock"
-#: Families of spaces that a run can search.
-FAMILIES = ("mobilenetv2",)
 #: Folders above a run in which a supernet is still taken to move along with it.
 MOST_UP = 2
 #: Fields of `SupernetTraining` for the digits, of which an epoch has 8 batches.
@@ -44,7 +44,11 @@ class RunSpec:
     Parameters
     ----------
     family : str
-        The kind of space.
+        The kind of space, one of `codesign.family.FAMILIES`.
+    network, weights : str, optional
+        With "bits": a network (`codesign.torch_networks.load_module`) and the safetensors file of its weights.
+    network_settings : mapping
+        How it is read and quantized: fields of `codesign.family_bits.NetworkSettings`.
     preset : str, optional
         Of the space; by default "tiny" for the digits and "cifar" for other images.
     space_settings : mapping
@@ -54,6 +58,11 @@ class RunSpec:
     data_dir : str, optional
     n_train, n_search, n_test : int, optional
         Sizes of the parts, all images by default.
+    search_from : str, optional
+        "train" or "test": which images choices are made on. By default those of the test file where the weights come
+        from elsewhere, for such a network has seen the others.
+    normalize : str, optional
+        How pixels become what the weights expect (`codesign.data.Normalization.parse`).
     hardware : str
         A preset, a chip's YAML file, or a table of measured costs.
     hardware_settings : mapping
@@ -65,7 +74,7 @@ class RunSpec:
     objective : str
         The metric to minimise on the search set.
     strategy : str
-        A name in `codesign.strategies.STRATEGIES`.
+        A name in `codesign.strategies.STRATEGIES`; None for the one that the family names.
     strategy_settings : mapping
         Its hyperparameters.
     trials, batch_size : int
@@ -83,6 +92,9 @@ class RunSpec:
     """
 
     family: str = "mobilenetv2"
+    network: str | None = None
+    weights: str | None = None
+    network_settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
     preset: str | None = None
     space_settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
     dataset: str = "digits"
@@ -90,12 +102,14 @@ class RunSpec:
     n_train: int | None = None
     n_search: int | None = None
     n_test: int | None = None
+    search_from: str | None = None
+    normalize: str | None = None
     hardware: str = "bitfusion"
     hardware_settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
     hardware_choices: Mapping[str, tuple[Any, ...]] = field(default_factory=dict, hash=False)
     limits: tuple[str, ...] = ()
     objective: str = "error"
-    strategy: str = "mpnas"
+    strategy: str | None = None
     strategy_settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
     trials: int = 100
     batch_size: int = 10
@@ -104,13 +118,13 @@ class RunSpec:
     supernet_settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        if self.family == "bits":
+        family(self.family)  # says which there are
+        if self.family != "bits" and (self.network or self.weights):
             raise ValueError(
-                "the bitwidths of a built-in network cannot be searched from the command line yet; search them in "
-                "Python with BitwidthSpace, or take --space mobilenetv2."
+                f"a network and its weights are for --space bits, got network {self.network!r} with {self.family}."
             )
-        if self.family not in FAMILIES:
-            raise ValueError(f"the space must be one of {', '.join(FAMILIES)}, got {self.family!r}.")
+        if self.search_from not in (None, "train", "test"):
+            raise ValueError(f"search_from must be train or test, got {self.search_from!r}.")
         for name, least in (("trials", 1), ("batch_size", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}.")
@@ -159,16 +173,17 @@ class RunSpec:
         hardware = fields.get("hardware")
         if isinstance(hardware, str) and _is_file(hardware) and (path.parent / hardware).exists():
             fields["hardware"] = str((path.parent / hardware).resolve())
-        supernet = fields.get("supernet")
-        if isinstance(supernet, str) and (path.parent / supernet).exists():
-            fields["supernet"] = str((path.parent / supernet).resolve())
+        for name in ("supernet", "weights"):
+            there = fields.get(name)
+            if isinstance(there, str) and (path.parent / there).exists():
+                fields[name] = str((path.parent / there).resolve())
         return cls.from_fields(fields, whose)
 
     def to_yaml(self) -> str:
         """The text of a ``run.yaml``."""
         import yaml
 
-        return str(yaml.safe_dump(_plain(dataclasses.asdict(self)), sort_keys=False, allow_unicode=True))
+        return str(yaml.safe_dump(plain(dataclasses.asdict(self)), sort_keys=False, allow_unicode=True))
 
     def write(self, folder: Path, name: str = SPEC_NAME) -> None:
         """Write ``run.yaml`` and, where the chip is a file, a copy of that, so that the folder is enough to repeat it.
@@ -204,16 +219,13 @@ class RunSpec:
         ValueError
             For a space, strategy or training whose fields do not fit.
         """
-        strategy = self.search_strategy()
+        spec = dataclasses.replace(self, strategy=self.strategy or family(self.family).strategy)
+        strategy = spec.search_strategy()
         if hasattr(strategy, "steps_per_offer") and "steps_per_offer" not in self.strategy_settings:
             offers = math.ceil(self.trials / self.batch_size)  # all steps are taken by the last trial
             strategy = dataclasses.replace(strategy, steps_per_offer=math.ceil(strategy.steps / offers))
-        return dataclasses.replace(
-            self,
-            preset=self.preset or self._preset,
-            strategy_settings=_plain(dataclasses.asdict(strategy)),
-            supernet_settings=_plain(dataclasses.asdict(self.supernet_training())),
-        )
+        settings = plain(dataclasses.asdict(strategy))
+        return family(self.family).completed(dataclasses.replace(spec, strategy_settings=settings))
 
     def fitted(self, data: Data) -> RunSpec:
         """The same with the network's image size, channels and classes as the data have them, where they are not set.
@@ -221,34 +233,22 @@ class RunSpec:
         Raises
         ------
         ValueError
-            For images that are not square.
+            For images that the network cannot read.
         """
-        _, channels, height, width = data.train.images.shape
-        if height != width:
-            raise ValueError(f"Data {self.dataset!r}: images must be square for {self.family}, got {height} x {width}.")
-        found = {"input_size": height, "in_channels": channels, "classes": data.classes}
-        return dataclasses.replace(self, space_settings={**found, **self.space_settings})
-
-    @property
-    def _preset(self) -> str:
-        return "tiny" if self.dataset == "digits" else "cifar"
+        return family(self.family).fitted(self, data)
 
     def space(self) -> AbstractSpace:
         """The space; with fields of the chip among its choices where there are ``hardware_choices``."""
-        from codesign.nets.mobilenetv2 import PRESETS, MobileNetV2Space
-
-        preset = self.preset or self._preset
-        MobileNetV2Space.preset(preset)  # says which there are
-        space: MobileNetV2Space = from_fields("Space", MobileNetV2Space, {**PRESETS[preset], **self.space_settings})
+        space = self.network_space()
         if not self.hardware_choices:
             return space
         from codesign.chip_space import ChipSpace
 
         return ChipSpace(space, {name: tuple(values) for name, values in self.hardware_choices.items()})
 
-    def network_space(self) -> Any:
+    def network_space(self) -> AbstractSpace:
         """The space of the network alone."""
-        return dataclasses.replace(self, hardware_choices={}).space()
+        return family(self.family).space(self)
 
     def hardware_model(self) -> HardwareModel:
         """The chip."""
@@ -256,9 +256,15 @@ class RunSpec:
 
     def data(self) -> Data:
         """The images, split."""
-        from codesign.data import load_data
+        from codesign.data import Normalization, load_data
 
-        return load_data(self.dataset, self.data_dir, self.n_train, self.n_search, self.n_test, seed=self.seed)
+        search_from: Any = self.search_from or (
+            "test" if self.family == "bits" and self.dataset != "digits" else "train"
+        )
+        return load_data(
+            self.dataset, self.data_dir, self.n_train, self.n_search, self.n_test, self.seed, search_from=search_from,
+            normalize=None if self.normalize is None else Normalization.parse(self.normalize),
+        )  # fmt: skip
 
     def search_strategy(self) -> AbstractStrategy:
         """The strategy with its hyperparameters.
@@ -270,11 +276,17 @@ class RunSpec:
         """
         from codesign.strategies import STRATEGIES
 
-        if self.strategy not in STRATEGIES:
-            raise ValueError(f"Run: strategy must be one of {', '.join(STRATEGIES)}, got {self.strategy!r}.")
-        strategy: AbstractStrategy = from_fields(
-            f"Strategy {self.strategy!r}", STRATEGIES[self.strategy], self.strategy_settings
-        )
+        name = self.strategy or family(self.family).strategy
+        if name not in STRATEGIES:
+            raise ValueError(f"Run: strategy must be one of {', '.join(STRATEGIES)}, got {name!r}.")
+        cls, settings = STRATEGIES[name], dict(self.strategy_settings)
+        preset = settings.pop("preset", None)
+        if preset is not None:
+            if preset != "paper" or not hasattr(cls, "paper"):
+                presets = "paper" if hasattr(cls, "paper") else "none"
+                raise ValueError(f"Strategy {name!r}: its presets are: {presets}; got {preset!r}.")
+            settings = {**plain(dataclasses.asdict(cls.paper())), **settings}
+        strategy: AbstractStrategy = from_fields(f"Strategy {name!r}", cls, settings)
         return strategy
 
     def supernet_training(self) -> SupernetTraining:
@@ -287,7 +299,11 @@ class RunSpec:
         """
         from codesign.supernet import SupernetTraining
 
-        usual = DIGITS_TRAINING if self.dataset == "digits" else {}
+        usual: Mapping[str, Any] = DIGITS_TRAINING if self.dataset == "digits" else {}
+        if self.family == "bits":
+            from codesign.network_task import TUNING
+
+            usual = plain(dataclasses.asdict(TUNING))
         training: SupernetTraining = from_fields("Supernet", SupernetTraining, {**usual, **self.supernet_settings})
         return training
 
@@ -316,15 +332,6 @@ def _unknown(arch: Arch) -> Mapping[str, float]:
 
 def _is_file(hardware: str) -> bool:
     return Path(hardware).suffix in (*CHIP_SUFFIXES, *TABLE_SUFFIXES)
-
-
-def _plain(value: Any) -> Any:
-    """Values as YAML writes them."""
-    if isinstance(value, Mapping):
-        return {str(name): _plain(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value
 
 
 @contextlib.contextmanager
@@ -374,7 +381,7 @@ def _comparable(value: Any, name: str) -> Any:
             return Path(value).read_bytes()
         except OSError:
             return value
-    return _plain(value)
+    return plain(value)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ class SearchResult:
         Of each limit, at most 1.
     reference : mapping of float
         Metrics of the reference network; empty where there is none.
+    measured : mapping of float
+        What the strategy measured of itself, last.
     """
 
     trial: Trial
@@ -50,9 +52,10 @@ class SearchResult:
     limits: Mapping[str, float]
     usage: Mapping[str, float]
     reference: Mapping[str, float]
+    measured: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, problem: Problem, trials: list[Trial]) -> SearchResult:
+    def of(cls, problem: Problem, trials: list[Trial], measured: Mapping[str, float] | None = None) -> SearchResult:
         """The result of a search.
 
         Raises
@@ -76,7 +79,7 @@ class SearchResult:
             raise ValueError(f"Search: the simulation of trial {best.number} must meet the limits, but uses {over}.")
         return cls(
             best, len(trials), problem.objective, problem.space.decode(best.arch), {**best.metrics, **priced},
-            dict(problem.limits), used, reference(problem)[1],
+            dict(problem.limits), used, reference(problem)[1], dict(measured or {}),
         )  # fmt: skip
 
     def record(self) -> dict[str, Any]:
@@ -93,7 +96,13 @@ class SearchResult:
             "metrics": dict(self.metrics),
             "limits": {name: {"limit": self.limits[name], "usage": self.usage[name]} for name in self.limits},
             "reference": dict(self.reference),
+            "measured": dict(self.measured),
         }
+
+    def headline(self, ascii: bool = True) -> str:
+        """The score and the cost in one line."""
+        shown = [name for name in (self.objective, "energy_j", "latency_s") if name in self.metrics]
+        return ", ".join(f"{LABELS[name][0]} {quantity(name, self.metrics[name], ascii=ascii)}" for name in shown)
 
     def write(self, folder: Path) -> None:
         """Write ``result.json``."""
@@ -104,18 +113,35 @@ class SearchResult:
 
         score = quantity(self.objective, self.metrics[self.objective])
         blocks = {name: option for name, option in self.options.items() if hasattr(option, "_asdict")}
-        rows = [
-            (str(i), *(_cell(field, getattr(block, field)) for field in FIELDS))
-            for i, block in enumerate(blocks.values())
-        ]
+        bits = {} if blocks else _layer_bits(self.options)
+        weights = "shared weights" if blocks else "trained weights"
         lines = [
-            f"Chosen: trial {self.trial.number} of {self.n_trials}; {self.objective} on the search set, with shared "
-            f"weights: {score}",
-            "",
-            table(("block", *FIELDS.values()), rows, left=0),
+            f"Chosen: trial {self.trial.number} of {self.n_trials}; {self.objective} on the search set, with "
+            f"{weights}: {score}",
             "",
         ]
-        chip = [f"{name}: {option}" for name, option in self.options.items() if name not in blocks]
+        if blocks:
+            rows = [
+                (str(i), *(_cell(field, getattr(block, field)) for field in FIELDS))
+                for i, block in enumerate(blocks.values())
+            ]
+            lines += [table(("block", *FIELDS.values()), rows, left=0), ""]
+        if bits:
+            operands = sorted({operand for pair in bits.values() for operand in pair}, reverse=True)
+            rows = [(name, *(str(pair.get(operand, "")) for operand in operands)) for name, pair in bits.items()]
+            lines += [table(("layer", *(f"{operand} bits" for operand in operands)), rows), ""]
+        if "tau" in self.measured:
+            gap = (
+                f"; the sum is at most {self.measured['gap']:.2g} nats above its least"
+                if "gap" in self.measured
+                else ""
+            )
+            lines += [
+                f"sensitivities add up with R^2 {self.measured['r2']:.2f} and Kendall tau {self.measured['tau']:.2f} "
+                f"on random bits{gap}", "",
+            ]  # fmt: skip
+        known = {*blocks, *(f"{name}.{operand}_bits" for name, pair in bits.items() for operand in pair)}
+        chip = [f"{name}: {option}" for name, option in self.options.items() if name not in known]
         lines += [*chip, ""] if chip else []
         rows = [
             (
@@ -144,6 +170,16 @@ def reference(problem: Problem) -> tuple[Mapping[str, Any], dict[str, float]]:
         return space.decode(arch), estimate(space.workload(arch), problem.hardware).metrics()
     except InfeasibleLayer:
         return space.decode(arch), {}
+
+
+def _layer_bits(options: Mapping[str, Any]) -> dict[str, dict[str, int]]:
+    """By layer the bits of its operands, where those are what is chosen."""
+    bits: dict[str, dict[str, int]] = {}
+    for name, option in options.items():
+        layer, _, operand = name.rpartition(".")
+        if operand in ("weight_bits", "input_bits"):
+            bits.setdefault(layer, {})[operand.removesuffix("_bits")] = option
+    return bits
 
 
 def _cell(field: str, value: Any) -> str:

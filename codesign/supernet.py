@@ -29,7 +29,8 @@ from codesign.quant.convert import mode, recalibrate_batchnorm
 from codesign.run_directory import State, run_directory, write_atomically
 from codesign.space import AbstractSpace, Arch
 
-WEIGHTS_NAME = "weights.safetensors"
+#: The folder of a run that keeps its supernet, and the file there.
+SUPERNET_NAME, WEIGHTS_NAME = "supernet", "weights.safetensors"
 
 
 @dataclass(frozen=True)

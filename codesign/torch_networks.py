@@ -6,6 +6,7 @@ import difflib
 import os
 import pickle
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,10 +85,12 @@ def load_weights(module: nn.Module, path: str | os.PathLike[str], whose: str = "
         For a file that is missing, a pickle, or damaged; and for weights that are not those of the module, with the
         names that are missing, unknown or of another shape.
     """
-    weights = read_weights(path)
-    own = module.state_dict()
-    optional = {name for name in own if name.endswith("num_batches_tracked")}  # older files do not have it
-    missing = [name for name in own if name not in weights and name not in optional]
+    def wanted(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """All but counters, which older files do not have and nothing here reads."""
+        return {name: tensor for name, tensor in tensors.items() if not name.endswith("num_batches_tracked")}
+
+    weights, own = wanted(read_weights(path)), wanted(module.state_dict())
+    missing = [name for name in own if name not in weights]
     unknown = [name for name in weights if name not in own]
     other = [
         f"{name} {_shape(tensor)} and not {_shape(own[name])}"

@@ -16,6 +16,7 @@ from torch import nn
 from codesign.accuracy import device_of, evaluate
 from codesign.data import Data, Images
 from codesign.describe import describe, differences, digest
+from codesign.family import family
 from codesign.quant import calibrate, recalibrate_batchnorm, set_bits
 from codesign.run_directory import Lock, RunDirectoryError
 from codesign.run_spec import Run
@@ -38,10 +39,10 @@ class FinalTraining:
     ----------
     epochs : int
         In all.
-    start : {"scratch", "supernet"}
-        From weights drawn by the seed, or from those that it shares with the others of the search.
+    start : {"scratch", "supernet", "weights"}
+        From weights drawn by the seed, or from those that it had in the search: shared ones, or those of a file.
     float_share : float
-        Share of the epochs before quantization begins; from the supernet there are none.
+        Share of the epochs before quantization begins; there are none but from scratch.
     learning_rate, quantized_rate : float
         Peaks of the two parts.
     recipe : Recipe
@@ -59,7 +60,7 @@ class FinalTraining:
     """
 
     epochs: int = 40
-    start: Literal["scratch", "supernet"] = "scratch"
+    start: Literal["scratch", "supernet", "weights"] = "scratch"
     float_share: float = 0.25
     learning_rate: float = 0.03
     quantized_rate: float = 0.03
@@ -69,8 +70,8 @@ class FinalTraining:
     def __post_init__(self) -> None:
         if self.epochs < 1:
             raise ValueError(f"FinalTraining: epochs must be at least 1, got {self.epochs}.")
-        if self.start not in ("scratch", "supernet"):
-            raise ValueError(f"FinalTraining: start must be scratch or supernet, got {self.start!r}.")
+        if self.start not in ("scratch", "supernet", "weights"):
+            raise ValueError(f"FinalTraining: start must be scratch, supernet or weights, got {self.start!r}.")
         if not 0 <= self.float_share < 1:
             raise ValueError(f"FinalTraining: float_share must be from 0 to below 1, got {self.float_share}.")
         if not (self.learning_rate > 0 and self.quantized_rate > 0):
@@ -231,7 +232,7 @@ def train_trial(
                     "Choose another place (--out), or delete it."
                 )
             return load_trained(run, which, folder)
-        network = _start(run, trial, training)
+        network = _start(run, trial, training, data)
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         history = train_quantized(network.to(place), layer_bits(run, trial), data.train, training, folder, metrics)
         network.cpu()
@@ -287,14 +288,12 @@ def network_arch(run: Run, trial: Trial) -> tuple[int, ...]:
 
 def layer_bits(run: Run, trial: Trial) -> dict[str, tuple[int, int]]:
     """(weight bits, input bits) of each layer of the network of a trial."""
-    bits: dict[str, tuple[int, int]] = run.spec.network_space().layer_bits(network_arch(run, trial))
-    return bits
+    return family(run.spec.family).layer_bits(run.spec, network_arch(run, trial))
 
 
 def build(run: Run, trial: Trial, seed: int = 0) -> nn.Module:
     """The network of a trial, not calibrated, its weights drawn by a seed."""
-    network: nn.Module = run.spec.network_space().build(network_arch(run, trial), seed)
-    return network
+    return family(run.spec.family).network(run.spec, network_arch(run, trial), seed)
 
 
 def check_fits(run: Run, data: Data) -> None:
@@ -305,36 +304,26 @@ def check_fits(run: Run, data: Data) -> None:
     ValueError
         For another image size, other channels, or more classes.
     """
-    space = run.spec.network_space()
-    needed = (space.in_channels, space.input_size, space.input_size)
+    needed, classes = family(run.spec.family).reads(run.spec)
     found = tuple(data.train.images.shape[1:])
-    if found != needed or data.classes > space.classes:
+    if found != needed or data.classes > classes:
         raise ValueError(
-            f"Run {str(run.path)!r}: the data must have images of shape {needed} and {space.classes} classes, got "
+            f"Run {str(run.path)!r}: the data must have images of shape {needed} and {classes} classes, got "
             f"{found} and {data.classes}; give the data that the search had."
         )
 
 
-def _start(run: Run, trial: Trial, training: FinalTraining) -> nn.Module:
+def _start(run: Run, trial: Trial, training: FinalTraining, data: Data) -> nn.Module:
     """The network before its training."""
     if training.start == "scratch":
         return build(run, trial, training.seed)
-    from codesign.nets.mobilenetv2_supernet import Supernet
-    from codesign.supernet import WEIGHTS_NAME as SUPERNET_WEIGHTS
-    from codesign.supernet import load_supernet
-
-    source = Path(run.spec.supernet or run.path)
-    places = (source / "supernet" / SUPERNET_WEIGHTS, source / SUPERNET_WEIGHTS, source)
-    path = next((place for place in places if place.is_file()), None)
-    if path is None:
+    kind = family(run.spec.family)
+    if training.start != kind.start:
         raise ValueError(
-            f"Run {str(run.path)!r}: there must be a supernet to start from, got none at {places[0]}; "
-            "train from scratch."
+            f"Run {str(run.path)!r}: a network of {run.spec.family} is trained from scratch or from {kind.start}, got "
+            f"{training.start!r}."
         )
-    supernet = Supernet(run.spec.network_space(), run.spec.seed)
-    load_supernet(supernet, path)
-    with torch.no_grad():
-        return supernet.extract(network_arch(run, trial))
+    return kind.started(run.spec, run.path, network_arch(run, trial), data)
 
 
 def _write(folder: Path, network: nn.Module, record: dict[str, Any]) -> None:

@@ -30,6 +30,33 @@ def add_space_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def add_network_arguments(parser: argparse.ArgumentParser) -> None:
+    """The trained network whose bits are searched."""
+    group = parser.add_argument_group("trained network: the space is the bits of its layers")
+    group.add_argument("--weights", default=GIVEN, metavar="FILE", help="safetensors file of its weights")
+    group.add_argument(
+        "--bits", type=arguments.bit_range, default=GIVEN, metavar="BITS", help="to choose from (default: 2-8)"
+    )
+    group.add_argument(
+        "--input-bits", type=arguments.positive, default=GIVEN, metavar="N", help="fix those of inputs at N"
+    )
+    group.add_argument(
+        "--pin", action="append", default=GIVEN, metavar="LAYER=BITS",
+        help="fix the bits of a layer, of both operands or W,A; first and last are layers too; may be repeated",
+    )  # fmt: skip
+    group.add_argument(
+        "--float-layers", action="append", default=GIVEN, metavar="LAYER",
+        help="leave a layer in float, or with auto all that cannot be quantized; may be repeated",
+    )  # fmt: skip
+    group.add_argument(
+        "--per-channel", action="store_true", default=GIVEN, help="a step for each output channel of a weight"
+    )
+    group.add_argument(
+        "--network-set", action="append", default=GIVEN, metavar="FIELD=VALUE",
+        help="another setting, such as calibration=256 or weight_quantizer=lsq",
+    )  # fmt: skip
+
+
 def add_chip_arguments(parser: argparse.ArgumentParser) -> None:
     """The chip, and what of it is chosen."""
     group = parser.add_argument_group("chip")
@@ -60,6 +87,19 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         group.add_argument(
             f"--n-{part}", type=arguments.positive, default=GIVEN, metavar="N", help=f"images {use} (default: all)"
         )
+    _add_data_sources(group)
+
+
+def _add_data_sources(group: Any) -> None:
+    """Which images choices are made on, and how pixels become what weights expect."""
+    group.add_argument(
+        "--search-from", choices=("train", "test"), default=GIVEN,
+        help="take the images to choose by from the training or the test file (default: train; test with --weights)",
+    )  # fmt: skip
+    group.add_argument(
+        "--normalize", default=GIVEN, metavar="MEAN/STD",
+        help="imagenet, or numbers such as 0.5,0.5,0.5/0.25,0.25,0.25 (default: those of the training images)",
+    )  # fmt: skip
 
 
 def add_search_arguments(parser: argparse.ArgumentParser, limit: str) -> None:
@@ -67,7 +107,11 @@ def add_search_arguments(parser: argparse.ArgumentParser, limit: str) -> None:
     group = parser.add_argument_group("search")
     group.add_argument("--limit", action="append", dest="limits", default=GIVEN, metavar="METRIC=VALUE", help=limit)
     group.add_argument(
-        "--strategy", default=GIVEN, metavar="NAME", help="mpnas (default), gumbel, reinforce, random or nsga2"
+        "--strategy",
+        default=GIVEN,
+        metavar="NAME",
+        help="mpnas (default), gumbel, reinforce, random, nsga2; for bits milp (default), greedy, haq, cursor, dnas, "
+        "fine_grained, and the last three",
     )
     group.add_argument(
         "--strategy-set", action="append", default=GIVEN, metavar="FIELD=VALUE",
@@ -119,11 +163,19 @@ def spec(args: argparse.Namespace, base: RunSpec | None = None) -> RunSpec:
         fields["objective"] = args.score
     if "dataset" in fields and "data_dir" not in fields and Path(fields["dataset"]).exists():
         fields["data_dir"] = "."  # what a path starts from
-    for name in ("data_dir", "supernet"):  # a run is repeated from anywhere
+    if getattr(args, "network", None) and "family" not in fields:
+        fields["family"] = "bits"
+    for name in ("data_dir", "supernet", "weights"):  # a run is repeated from anywhere
         if fields.get(name):
             fields[name] = str(Path(fields[name]).expanduser().absolute())
     strategy = base.strategy_settings if fields.get("strategy", base.strategy) == base.strategy else {}
-    fields["space_settings"] = {**base.space_settings, **_given(args, "space_set", width="width", depth="depth")}
+    pinned = {"pinned": _pins(args.pin)} if hasattr(args, "pin") else {}
+    own = _given(args, "space_set", width="width", depth="depth", bits="bits", input_bits="input_bits")
+    fields["space_settings"] = {**base.space_settings, **pinned, **own}
+    fields["network_settings"] = {
+        **base.network_settings,
+        **_given(args, "network_set", float_layers="float_layers", per_channel="per_channel"),
+    }
     fields["hardware_settings"] = {**base.hardware_settings, **_given(args, "settings", objective="objective")}
     fields["hardware_choices"] = {**base.hardware_choices, **_choices(getattr(args, "hardware_choice", ()))}
     fields["strategy_settings"] = {**strategy, **_given(args, "strategy_set")}
@@ -141,6 +193,18 @@ def _given(args: argparse.Namespace, settings: str, **named: str) -> dict[str, A
 
     own = {field: getattr(args, option) for option, field in named.items() if hasattr(args, option)}
     return {**parse_settings(getattr(args, settings, ())), **own}
+
+
+def _pins(texts: Any) -> dict[str, Any]:
+    """Bits by layer."""
+    pins: dict[str, Any] = {}
+    for text in texts:
+        name, _, bits = text.rpartition("=")
+        numbers = bits.split(",")
+        if not name.strip() or len(numbers) > 2 or not all(number.strip().isdecimal() for number in numbers):
+            raise ValueError(f"Option --pin {text!r}: it must be layer=bits or layer=weight,input, such as first=8.")
+        pins[name.strip()] = [int(number) for number in numbers] if len(numbers) == 2 else int(numbers[0])
+    return pins
 
 
 def _choices(texts: Any) -> dict[str, tuple[Any, ...]]:

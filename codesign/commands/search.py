@@ -19,6 +19,7 @@ codesign search --data cifar10 --data-dir D --limit latency_s=2ms --out runs/a
 codesign search --out runs/a --resume
 codesign search runs/a/run.yaml --seed 1 --out runs/b
 codesign search --hardware-choice rows=8,16 --limit area_mm2=3 --out runs/chip
+codesign search resnet20 --weights w.safetensors --data cifar10.npz --limit energy_j=0.6x --out runs/bits
 """
 LIMIT = "such as energy_j=0.4x (of the reference network), latency_s=2ms or area_mm2=3; may be repeated"
 
@@ -26,7 +27,10 @@ LIMIT = "such as energy_j=0.4x (of the reference network), latency_s=2ms or area
 def add_parser(commands: Any) -> None:
     """Add the command to the parser."""
     parser = arguments.command(
-        commands, "search", "search a quantized network, its shape and bitwidths, under limits on its cost", EXAMPLE
+        commands,
+        "search",
+        "search a network and its bits, or the bits of a trained one, under limits on its cost",
+        EXAMPLE,
     )
     add_run_arguments(parser, LIMIT)
     parser.set_defaults(run=run)
@@ -36,14 +40,17 @@ def add_run_arguments(parser: argparse.ArgumentParser, limit: str) -> None:
     """What describes a search, and where it goes."""
     given = run_arguments.GIVEN
     parser.add_argument(
-        "spec", nargs="?", metavar="RUN.YAML", help="a run to repeat, which further options change in part"
-    )
+        "spec", nargs="?", metavar="RUN.YAML | NETWORK",
+        help="a run to repeat, which further options change in part; or a trained network whose bits are searched: "
+        "resnet20, a classifier of torchvision, or package.module:factory",
+    )  # fmt: skip
     parser.add_argument("--out", required=True, metavar="DIR", help="where everything is kept")
     parser.add_argument("--resume", action="store_true", help="go on with the run in DIR")
     parser.add_argument("--tensorboard", action="store_true", help="write metrics for TensorBoard too")
     parser.add_argument("--device", metavar="NAME", help="cpu or cuda (default: a GPU where there is one)")
-    parser.add_argument("--space", dest="family", default=given, metavar="NAME", help="mobilenetv2 (default)")
+    parser.add_argument("--space", dest="family", default=given, metavar="NAME", help="mobilenetv2 (default), or bits")
     run_arguments.add_space_arguments(parser)
+    run_arguments.add_network_arguments(parser)
     run_arguments.add_data_arguments(parser)
     run_arguments.add_chip_arguments(parser)
     run_arguments.add_search_arguments(parser, limit)
@@ -64,7 +71,8 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(result.record(), indent=1))
     else:
         print(result)
-        print(f"\nrun.yaml, trials, result.json, front.png, blocks.png, layers.png: {args.out}")
+        chosen = "bits" if spec.family == "bits" else "blocks"
+        print(f"\nrun.yaml, trials, result.json, front.png, {chosen}.png, layers.png: {args.out}")
     return 0
 
 
@@ -80,6 +88,10 @@ def specification(args: argparse.Namespace, name: str | None = None) -> RunSpec:
 
     held = Path(args.out) / (name or SPEC_NAME)
     source = args.spec or (held if args.resume and held.exists() else None)
+    if args.spec and not Path(args.spec).exists() and Path(args.spec).suffix not in (".yaml", ".yml"):
+        source, args.network = None, args.spec
     spec = run_arguments.spec(args, RunSpec.read(source) if source else None)
-    spec.hardware_model(), spec.space(), spec.search_strategy()  # bad names and values are said at once
+    spec.hardware_model(), spec.search_strategy()  # bad names and values are said at once
+    if spec.family == "mobilenetv2":
+        spec.space()
     return spec

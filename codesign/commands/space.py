@@ -35,6 +35,8 @@ def run(args: argparse.Namespace) -> int:
     """Print the options, and the range of each metric."""
     from codesign.run_spec import RunSpec
 
+    if args.family == "bits":
+        raise ValueError("the space must be mobilenetv2 here; codesign search NETWORK prints the range of its bits.")
     spec = run_arguments.spec(args, RunSpec(preset="imagenet"))
     problem = spec.problem()
     ranges = {metric: problem.reachable(metric) for metric in output.progress(problem.metrics, "metrics")}

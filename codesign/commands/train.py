@@ -28,8 +28,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--out", metavar="DIR", help="where the weights go (default: RUN/trained/NUMBER)")
     parser.add_argument("--epochs", type=arguments.positive, default=40, metavar="N", help="default: %(default)s")
     parser.add_argument(
-        "--from", dest="start", choices=("scratch", "supernet"), default="scratch",
-        help="the weights to begin with (default: %(default)s)",
+        "--from", dest="start", choices=("scratch", "supernet", "weights"), metavar="WHAT",
+        help="the weights to begin with: scratch (default), supernet, or weights, those of the file whose bits were "
+        "searched (default there)",
     )  # fmt: skip
     parser.add_argument("--seed", type=arguments.natural, default=0, metavar="N", help="of weights and data order")
     parser.add_argument("--learning-rate", type=float, metavar="X", help="its peak in float")
@@ -83,6 +84,8 @@ def run(args: argparse.Namespace) -> int:
     found = loaded_run(args)
     trial = found.trial(args.trial)
     data = found.spec.data()
+    if args.start is None:
+        args.start = "weights" if found.spec.family == "bits" else "scratch"
     training = _training(args, data)
     writer = None
     if args.tensorboard:
@@ -110,12 +113,15 @@ def run(args: argparse.Namespace) -> int:
     scores = record["metrics"]
     print(
         f"Trial {trial.number}, trained for {training.epochs} epochs from "
-        f"{'scratch' if training.start == 'scratch' else 'the supernet'}: accuracy on the search set "
+        f"{_STARTS[training.start]}: accuracy on the search set "
         f"{100 * (1 - scores['search_error']):.2f} %, loss {scores['search_loss']:.4f}\n"
         f"The test set was not read; codesign evaluate {args.run_dir} --trial {trial.number} reads it.\n"
         f"weights.safetensors, result.json: {trained.folder}"
     )
     return 0
+
+
+_STARTS = {"scratch": "scratch", "supernet": "the supernet", "weights": "the trained weights"}
 
 
 def _training(args: argparse.Namespace, data: Data) -> FinalTraining:

@@ -44,7 +44,7 @@ def test_the_networks_of_the_json_cost_what_it_says(codesign):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("space bits", "cannot be searched from the command line yet"),
+        ("space bits", "the space must be mobilenetv2 here"),
         ("space mobilenetv2 --preset xs", "preset must be one of"),
         ("space mobilenetv2 --space-set with=1", "near 'width'"),
         ("space mobilenetv2 --hardware tpu", "must be a preset"),

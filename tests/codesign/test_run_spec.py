@@ -47,7 +47,8 @@ def test_the_chips_file_is_kept_with_the_run(tmp_path):
     ("fields", "message"),
     [
         ({"famly": "mobilenetv2"}, "near 'family'"),
-        ({"family": "bits"}, "cannot be searched from the command line yet"),
+        ({"network": "resnet20"}, "a network and its weights are for --space bits"),
+        ({"search_from": "val"}, "search_from must be train or test"),
         ({"family": "vgg"}, "must be one of mobilenetv2"),
         ({"trials": 0}, "trials must be at least 1"),
         ({"seed": "many"}, "seed: input should be a valid integer"),

@@ -117,7 +117,7 @@ def test_from_the_supernet_training_begins_with_its_weights(run, tmp_path, monke
     assert torch.equal(begun[0]["stem.weight"], supernet.stem.weight)
     assert not torch.equal(trained.network.stem.weight, supernet.stem.weight)
     (run.path / "supernet" / "weights.safetensors").unlink()
-    with pytest.raises(ValueError, match="there must be a supernet to start from"):
+    with pytest.raises(ValueError, match="there must be a supernet's weights, got none"):
         train_trial(run, "best", training, tmp_path / "other")
 
 

@@ -1,0 +1,186 @@
+"""A trained network's bits from the command line: search, train, evaluate, export; and what is refused."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from small_task import _trained
+
+from codesign.cli import main
+from codesign.export import load_export
+from codesign.run_spec import load_run
+
+NETWORK = """
+from torch import nn
+
+class Mixed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.up = nn.Conv2d(1, 4, 3, padding=1), nn.ConvTranspose2d(4, 4, 2)
+        self.fc = nn.Linear(4, 10)
+
+    def forward(self, x):
+        return self.fc(self.up(self.conv(x)).mean(dim=(2, 3)))
+"""
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with a network's code, its weights and its data, as a user has them."""
+    (tmp_path / "my_small_nets.py").write_text(NETWORK)
+    trained, data = _trained(512, 30)
+    save_file({name: tensor.clone() for name, tensor in trained.state_dict().items()}, tmp_path / "w.safetensors")
+    images = {"x_train": data.train.images, "y_train": data.train.labels}
+    rest = {"x_test": data.search.images, "y_test": data.search.labels}
+    np.savez(tmp_path / "d.npz", **{name: tensor.numpy() for name, tensor in (images | rest).items()})
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    sys.modules.pop("my_small_nets", None)
+
+
+BASE = "search small_task:net --weights w.safetensors --data d.npz --normalize 0/1 --bits 2,4,8 --trials 4 "
+BASE += "--batch-size 2 --n-search 64 --network-set calibration=64 --score loss "
+
+
+def codesign(command):
+    return main(command.split())
+
+
+@pytest.fixture
+def refused(place, capsys):
+    def run(command):
+        assert codesign(command) != 0
+        return capsys.readouterr().err
+
+    return run
+
+
+def test_a_search_gives_files_that_train_evaluate_and_export_take(place, capsys):
+    assert codesign(BASE + "--limit energy_j=50% --limit weight_bytes=0.8x --pin first=8 --out a") == 0
+    said = capsys.readouterr()
+    assert "of the way up" in said.err and "error" in said.err and "in float" in said.err
+    assert "Kendall tau" in said.out and "weight bits" in said.out
+    run = load_run(place / "a")
+    assert run.spec.strategy == "milp" and {"run.yaml", "result.json", "bits.png", "front.png"} <= {
+        path.name for path in (place / "a").iterdir()
+    }
+    best = run.trial()
+    assert run.spec.space().layer_bits(best.arch)["0"] == (8, 8)
+    problem = run.spec.problem()
+    assert all(problem.feasible(trial.arch) for trial in run.trials)
+    assert codesign("train a --epochs 2") == 0
+    assert codesign("evaluate a --json") == 0
+    capsys.readouterr()
+    assert codesign("evaluate a --json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["meets_limits"] and found["agreement"] > 0.98 and found["integer"]["error"] < 0.5
+    assert codesign("export a --out net") == 0
+    network, record = load_export(place / "net")
+    assert record["family"] == "bits" and record["network"] == "small_task:net"
+    bits = {name: (layer.weight_bits, layer.input_bits) for name, layer in network.named_modules()
+            if hasattr(layer, "weight_bits")}  # fmt: skip
+    assert bits == run.spec.space().layer_bits(best.arch)
+
+
+def test_training_begins_with_the_weights_of_the_file_unless_told_otherwise(place, monkeypatch):
+    assert codesign(BASE + "--strategy random --out a") == 0
+    from codesign import trained
+
+    begun = []
+
+    def look(network, *args):
+        begun.append(network.state_dict()["0.weight"].clone())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trained, "train_quantized", look)
+    for start in ("", " --from weights", " --from scratch"):
+        with pytest.raises(KeyboardInterrupt):
+            trained_command(f"train a --epochs 1{start} --out t{len(begun)}")
+    weights = _trained(512, 30)[0].state_dict()["0.weight"]
+    assert [torch.equal(one, weights) for one in begun] == [True, True, False]
+
+
+def trained_command(command):
+    from codesign.commands import train
+    from codesign.run_spec import load_run
+    from codesign.trained import FinalTraining, train_trial
+
+    words = command.split()
+    start = words[words.index("--from") + 1] if "--from" in words else "weights"
+    assert train._STARTS[start]
+    train_trial(load_run("a"), "best", FinalTraining(epochs=1, start=start), words[words.index("--out") + 1])
+
+
+def test_a_run_is_repeated_from_its_file_and_goes_on(place, capsys):
+    assert codesign(BASE + "--strategy random --limit energy_j=0.6x --out a") == 0
+    assert codesign("search a/run.yaml --out b") == 0
+    first, second = load_run(place / "a"), load_run(place / "b")
+    assert [(t.arch, t.metrics) for t in first.trials] == [(t.arch, t.metrics) for t in second.trials]
+    assert codesign("search --resume --trials 6 --out a") == 0
+    assert [t.arch for t in load_run(place / "a").trials[:4]] == [t.arch for t in first.trials]
+
+
+def test_weight_bits_alone_and_layers_in_float(place, capsys):
+    assert codesign(BASE + "--input-bits 8 --strategy greedy --limit weight_bytes=0.5x --out a") == 0
+    run = load_run(place / "a")
+    assert {a for _, a in run.spec.space().layer_bits(run.trial().arch).values()} == {8}
+    save_file({name: tensor.clone() for name, tensor in mixed().state_dict().items()}, place / "m.safetensors")
+    command = (
+        BASE.replace("small_task:net", "my_small_nets:Mixed").replace("w.safe", "m.safe")
+        + "--float-layers auto --strategy random "
+    )
+    assert codesign(command + "--out m") == 0
+    run = load_run(place / "m")
+    assert run.spec.space().layer_bits(run.trial().arch)["up"] == (8, 8)
+
+
+def mixed():
+    from importlib import import_module
+
+    sys.path.insert(0, "")
+    try:
+        return import_module("my_small_nets").Mixed()
+    finally:
+        sys.path.remove("")
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("--limit energy_j=0.01x", "must meet every limit"),
+        ("--limit energy_j=-5%", "must be a positive number"),
+        ("--pin nowhere=8", "pinned must name MAC layers of 'net', got nowhere"),
+        ("--pin first", "it must be layer=bits"),
+        ("--pin first=64", "bits must be from 1 to"),
+        ("--network-set calibration=2", "calibration must have at least 8 images, got 2"),
+        ("--network-set calibration=5000", "there must be 5000 training images to calibrate on, got 512"),
+        ("--network-set weight_quantizer=best", "best"),
+        ("--float-layers nowhere", "float_layers must be MAC layers of it, got nowhere"),
+        ("--weights none.safetensors", "must be readable"),
+        ("--normalize 0,0/1,1", "a number for each of the 1 channels, got 2"),
+        ("--strategy-set preset=odd", "its presets are: none; got 'odd'"),
+        ("--strategy mpnas", "supernet"),
+        ("--limit edp_js=0.5x", "limits must be on sums"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(refused, command, message):
+    said = refused(BASE + command + " --out x")
+    assert message in said and said.strip().splitlines()[-1].startswith("codesign: error:")
+
+
+def test_a_layer_that_cannot_be_quantized_is_named(place, capsys):
+    save_file({name: tensor.clone() for name, tensor in mixed().state_dict().items()}, place / "m.safetensors")
+    assert codesign(BASE.replace("small_task:net", "my_small_nets:Mixed").replace("w.safe", "m.safe") + "--out m") != 0
+    said = capsys.readouterr().err
+    assert "but up is not; leave such layers in float with --float-layers auto" in said
+
+
+def test_more_classes_than_outputs_are_refused(place, capsys):
+    arrays = dict(np.load("d.npz"))
+    arrays["y_train"][:2] = 10
+    np.savez("d.npz", **arrays)
+    assert codesign(BASE + "--out x") != 0
+    assert "labels must be among the 10 outputs of small_task:net, got 11" in capsys.readouterr().err
