@@ -67,7 +67,7 @@ class Cursor(RelaxedBits):
     """
 
     last_learning_rate: float = 1e-4
-    neighbours: Literal[1, 2] = 2
+    neighbours: int = 2
     gradient: Literal["difference", "printed"] = "difference"
     first_bits: float = 4.0
     penalty: float | None = None

@@ -15,6 +15,7 @@ from codesign.strategies.relaxed_bits import Relaxation, RelaxedBits, group_of
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from typing_extensions import Self
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class FineGrained(RelaxedBits):
     exact. A layer of hardware has one bitwidth: what is offered is the least one of the space that holds the mean bits
     of its groups, each at its likeliest. With one group that is the likeliest one.
 
-    The slides give no rates, temperatures or bound, and binary and 8 bits as the options.
+    The slides give no rates, temperatures or bound, and binary and 8 bits as the options, which are the space's.
 
     References
     ----------
@@ -64,6 +65,11 @@ class FineGrained(RelaxedBits):
         self._require("bound", "must be positive", self.bound is None or self.bound > 0)
         self._require("last_temperature", f"must be positive and at most temperature={self.temperature}",
                       0 < self.last_temperature <= self.temperature)  # fmt: skip
+
+    @classmethod
+    def paper(cls) -> Self:
+        """The size minimised under a bound on the loss whether there are limits or not."""
+        return cls(bound=0.1)
 
     def init(self, problem: Problem, rng: np.random.Generator) -> State:
         state = super().init(problem, rng)

@@ -127,7 +127,7 @@ def test_without_limits_the_size_is_minimised_under_a_bound_and_under_limits_the
     free, limited = problem(), problem({"energy_j": 0.5})
     for strategy, p, expected, bounded in (
         (FineGrained(), free, bits, True), (FineGrained(), limited, loss, False),
-        (FineGrained(bound=0.3), limited, bits, True),
+        (FineGrained(bound=0.3), limited, bits, True), (FineGrained.paper(), limited, bits, True),
     ):  # fmt: skip
         assert strategy.objective(loss, bits, point, bool(p.limits)) is expected
         step = at_work(p, strategy)
