@@ -69,6 +69,8 @@ class Preset:
     n_search: int
     supernet: SupernetTraining
     policy_steps: int
+    policy_rate: float
+    temperature: float
     sampler_trials: int
     float_epochs: int
     epochs: int
@@ -76,7 +78,7 @@ class Preset:
     batch_size: int = 64
     seeds: tuple[int, ...] = (0, 1, 2)
     #: Energy, in shares of that of the fixed network at 8 bits. The bits of that network alone reach 0.33.
-    limits: tuple[float, ...] = (0.2, 0.3, 0.45, 0.65)
+    limits: tuple[float, ...] = (0.3, 0.45, 0.65, 0.85)
     knapsack_limits: tuple[float, ...] = (0.36, 0.45, 0.6, 0.8)
     chip: BitFusion = dataclasses.field(default_factory=BitFusion)
     chip_fields: tuple[tuple[str, tuple[int, ...]], ...] = (("rows", (8, 16, 32)), ("dram_bits_per_cycle", (64, 192)))
@@ -85,7 +87,7 @@ class Preset:
     @property
     def strategies(self) -> dict[str, AbstractStrategy]:
         """By name; each offers or asks for candidates in batches."""
-        steps = {"steps": self.policy_steps, "learning_rate": 0.1}
+        steps = {"steps": self.policy_steps, "learning_rate": self.policy_rate, "temperature": self.temperature}
         return {
             "mpnas": MPNAS(**steps), "gumbel": Gumbel(**steps), "reinforce": Reinforce(), "random": Random(),
             "nsga2": NSGA2(population=10),
@@ -114,12 +116,13 @@ _REDUCED_STAGES = tuple(
 PRESETS = {
     "reduced": Preset(
         MobileNetV2Space.preset("cifar", width=0.25, depth=0.5, stages=_REDUCED_STAGES, head_channels=320),
-        n_train=10_000, n_search=1000, supernet=SupernetTraining(5, 15), policy_steps=200, sampler_trials=100,
-        float_epochs=2, epochs=6,
+        n_train=10_000, n_search=1000, supernet=SupernetTraining(5, 20, release=3.0), policy_steps=200,
+        policy_rate=0.3, temperature=0.5, sampler_trials=100, float_epochs=2, epochs=6,
     ),
     "full": Preset(
         MobileNetV2Space.preset("cifar"), n_train=None, n_search=5000, supernet=SupernetTraining(40, 80),
-        policy_steps=4000, sampler_trials=600, float_epochs=60, epochs=60, batch_size=128,
+        policy_steps=4000, policy_rate=0.05, temperature=2.0, sampler_trials=600,
+        float_epochs=60, epochs=60, batch_size=128,
     ),
 }  # fmt: skip
 DATA_SETS = {"cifar10": {}, "fashion-mnist": {"input_size": 28, "in_channels": 1}}
