@@ -15,7 +15,7 @@ from codesign.run_directory import State
 from codesign.space import Arch, BitwidthSpace
 from codesign.strategies.base import AbstractSampler, keep_rng, use_rng
 from codesign.strategies.ddpg import DDPG, Transitions, policy
-from codesign.strategies.lowering import levelled, swept
+from codesign.strategies.enforcement import move_evenly, sweep_down
 from codesign.trial import Trial
 
 if TYPE_CHECKING:
@@ -58,9 +58,10 @@ class HAQ(AbstractSampler):
         Units of each of the two hidden layers of actor and critic.
     actor_rate, critic_rate, discount, soft_update : float
         See `codesign.strategies.ddpg.DDPG`.
-    enforcement : {"levelled", "swept"}
-        How bits that are over a limit are lowered: all actions alike (`codesign.strategies.lowering.levelled`), or
-        from the last layer to the first as the paper does (`codesign.strategies.lowering.swept`).
+    enforcement : {"even", "sweep"}
+        How bits that are over a limit are brought within: all actions alike
+        (`codesign.strategies.enforcement.move_evenly`), or lowered from the last layer to the first, as the paper
+        does (`codesign.strategies.enforcement.sweep_down`).
 
     Raises
     ------
@@ -75,20 +76,19 @@ class HAQ(AbstractSampler):
     has an equal share (`options_of`); for bits without a gap that is :math:`b = \mathrm{round}(b_{min} - 0.5 + a \,
     (b_{max} - b_{min} + 1))`. While it learns, actions are normal around the actor's, truncated to [0, 1].
 
-    The bits are then lowered until all limits are met, and evaluated. That is a part of what the agent acts on: the
-    actions remembered are those it took, not the bits that were left of them, so the actor learns what to ask for
-    given what becomes of it. Every transition of the episode earns the final reward, :math:`-`\ ``reward_scale``
-    times the objective. The paper counts from the accuracy of the network at full precision; as the baseline, a
-    moving mean, is subtracted from rewards before anything is learned from them, where they count from is of no
-    consequence. A candidate whose objective is not a number counts as the worst seen.
+    The bits are then brought within all limits, and evaluated. That is a part of what the agent acts on: as in the
+    authors' program, the actions remembered are those it took, not the bits that were left of them, so the actor
+    learns what to ask for given what becomes of it. All transitions of the episode earn its final reward, minus
+    ``reward_scale`` times the objective. The paper counts from the accuracy of the network before it was quantized;
+    as a baseline, a moving mean, is subtracted from rewards before anything is learned from them, where they count
+    from is of no consequence. A candidate whose objective is not a number counts as the worst seen.
 
-    `HAQ.paper` lowers bits as the paper does, without asking whether a step helped: where 5 to 8 bits take the same
-    time, that loses bits for nothing, and where fewer bits cost more, the budget may be missed until the lowest
-    ones (then `Problem.witness` is gone towards).
+    `HAQ.paper` lowers bits in the paper's order, without asking whether a step helped. Where 5 to 8 bits take the
+    same time, that loses bits for nothing; where fewer bits cost more, it can pass by networks that meet the limits.
 
-    Learning is in single precision. For a network of n layers its time goes with n, half of it in the products of
-    the 300 x 300 weights; what is learned from is drawn with replacement from whole episodes, of which ``replay``
-    times the layers over the steps of one are kept.
+    Whole episodes are remembered, as many as have ``replay`` transitions for each layer, and batches are drawn from
+    them with replacement. Arithmetic is in single precision. What an episode costs besides its evaluation is
+    almost only its updates, one a step.
 
     References
     ----------
@@ -109,7 +109,7 @@ class HAQ(AbstractSampler):
     critic_rate: float = 1e-3
     discount: float = 1.0
     soft_update: float = 0.01
-    enforcement: Literal["levelled", "swept"] = "levelled"
+    enforcement: Literal["even", "sweep"] = "even"
 
     def __post_init__(self) -> None:
         def check(names: str, rule: str, holds: Any) -> None:
@@ -122,12 +122,12 @@ class HAQ(AbstractSampler):
         check("noise reward_scale actor_rate critic_rate", "above 0", lambda value: 0 < value < math.inf)
         check("noise_decay baseline_rate soft_update", "above 0 and at most 1", lambda value: 0 < value <= 1)
         check("discount", "from 0 to 1", lambda value: 0 <= value <= 1)
-        check("enforcement", "'levelled' or 'swept'", lambda value: value in ("levelled", "swept"))
+        check("enforcement", "'even' or 'sweep'", lambda value: value in ("even", "sweep"))
 
     @classmethod
     def paper(cls) -> Self:
         """As printed: bits over a limit are lowered from the last layer to the first."""
-        return cls(enforcement="swept")
+        return cls(enforcement="sweep")
 
     @property
     def _agent(self) -> DDPG:
@@ -172,9 +172,9 @@ class HAQ(AbstractSampler):
         return archs, {**state, "rng": keep_rng(rng), "asked": actions}
 
     def enforced(self, problem: Problem, actions: Floats) -> Arch:
-        """The arch of an episode's actions, shape (n_steps,), lowered until it meets the limits."""
+        """The arch of an episode's actions, shape (n_steps,), within the limits."""
         arch = tuple(options_of(actions, len(_bitwidths(problem).bits)).tolist())
-        return swept(problem, arch) if self.enforcement == "swept" else levelled(problem, arch, actions)
+        return sweep_down(problem, arch) if self.enforcement == "sweep" else move_evenly(problem, arch, actions)
 
     def tell(self, problem: Problem, state: State, trials: Sequence[Trial]) -> State:
         space, rng = _bitwidths(problem), use_rng(state)
