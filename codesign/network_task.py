@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
-from codesign.data import Data
+from codesign.data import Data, Images
 from codesign.describe import describe, digest
 from codesign.quantized_accuracy import QuantizedAccuracy
 from codesign.space import Arch, BitwidthSpace
@@ -41,6 +41,7 @@ class NetworkTask:
     data: Data
     statistics: Tensor | None
     training: SupernetTraining = TUNING
+    _on_few: dict[tuple[int, int], QuantizedAccuracy] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def evaluation_passes(self) -> int:
@@ -50,6 +51,15 @@ class NetworkTask:
     def accuracy(self, network: nn.Module | None = None) -> Callable[[Arch], Mapping[str, float]]:
         """From an arch to its error and loss on the search set, with the weights of ``network`` or the trained ones."""
         return QuantizedAccuracy(network or self.network, self.space, self.statistics, self.data.search)
+
+    def accuracy_on(self, n_images: int, n_statistics: int) -> QuantizedAccuracy:
+        """The same on the first images of the search set and of the statistics alone; what it knows is shared."""
+        key = n_images, n_statistics
+        if key not in self._on_few:
+            images = Images(self.data.search.images[:n_images], self.data.search.labels[:n_images])
+            statistics = None if self.statistics is None else self.statistics[:n_statistics]
+            self._on_few[key] = QuantizedAccuracy(self.network, self.space, statistics, images)
+        return self._on_few[key]
 
     def describe(self) -> dict[str, Any]:
         """Digests of the weights and the images, and the settings."""

@@ -33,8 +33,9 @@ class AbstractAdditive(AbstractTrainer):
 
     Parameters
     ----------
-    images : int, optional
-        The first so many images of the search set are what sensitivities are measured on; None: all.
+    images, statistics : int, optional
+        The first so many images of the search set are what sensitivities are measured on, and so many of those that
+        BatchNorm statistics are renewed on; None: all.
     checks : int
         Random candidates on which it is measured how additive the sensitivities are; at least 2.
 
@@ -46,12 +47,14 @@ class AbstractAdditive(AbstractTrainer):
     """
 
     images: int | None = None
+    statistics: int | None = None
     checks: int = 20
 
     def __post_init__(self) -> None:
         name = type(self).__name__
-        if self.images is not None and self.images < 1:
-            raise ValueError(f"{name}: images must be at least 1, got {self.images}.")
+        for field in ("images", "statistics"):
+            if getattr(self, field) is not None and getattr(self, field) < 1:
+                raise ValueError(f"{name}: {field} must be at least 1, got {getattr(self, field)}.")
         if self.checks < 2:
             raise ValueError(f"{name}: checks must be at least 2, got {self.checks}.")
 
@@ -67,22 +70,24 @@ class AbstractAdditive(AbstractTrainer):
         return _Training(self, problem, state)
 
     def training_passes(self, problem: Problem) -> int:
-        return self._measurements(problem) * self._passes(problem, self._n_images(problem))
+        return self._measurements(problem) * sum(self.measured_on(problem))
 
     def spending(self, problem: Problem, passes: int) -> AbstractAdditive:
-        """With as many images as the passes allow, at least one."""
-        statistics = self._passes(problem, 0)
-        n = passes // self._measurements(problem) - statistics
-        return dataclasses.replace(self, images=max(1, min(n, self._n_images(problem))))
+        """With as many images as the passes allow, a quarter of them for BatchNorm statistics."""
+        each = passes // self._measurements(problem)
+        most_images, most_statistics = dataclasses.replace(self, images=None, statistics=None).measured_on(problem)
+        statistics = max(1, min(each // 4, most_statistics)) if most_statistics else 0
+        images = max(1, min(each - statistics, most_images))
+        return dataclasses.replace(self, images=images, statistics=statistics or None)
 
-    def _n_images(self, problem: Problem) -> int:
-        there = len(task_of(problem, type(self).__name__).data.search.labels)
-        return there if self.images is None else min(self.images, there)
-
-    @staticmethod
-    def _passes(problem: Problem, n_images: int) -> int:
-        statistics = problem.supernet.statistics
-        return n_images + (0 if statistics is None else len(statistics))
+    def measured_on(self, problem: Problem) -> tuple[int, int]:
+        """How many images of the search set, and how many for statistics, a measurement takes."""
+        task = task_of(problem, type(self).__name__)
+        there = len(task.data.search.labels), 0 if task.statistics is None else len(task.statistics)
+        images, statistics = (
+            n if most is None else min(n, most) for n, most in zip(there, (self.images, self.statistics), strict=True)
+        )
+        return images, statistics
 
     def _measurements(self, problem: Problem) -> int:
         space: BitwidthSpace = problem.space  # type: ignore[assignment]
@@ -141,15 +146,10 @@ class _Training(AbstractTraining):
     """Measures, and then offers."""
 
     def __init__(self, strategy: AbstractAdditive, problem: Problem, state: State) -> None:
-        from codesign.data import Images
-        from codesign.quantized_accuracy import QuantizedAccuracy
-
         self.strategy, self.problem = strategy, problem
         self.space: BitwidthSpace = problem.space  # type: ignore[assignment]
         task = task_of(problem, type(strategy).__name__)
-        n = strategy._n_images(problem)
-        images = Images(task.data.search.images[:n], task.data.search.labels[:n])
-        self._measure = QuantizedAccuracy(task.network, task.space, task.statistics, images)
+        self._measure = task.accuracy_on(*strategy.measured_on(problem))
         self._accuracy = problem.accuracy
         self.rng = use_rng(state)
         n_bits, n_operands = len(self.space.bits), len(self.space.operands)

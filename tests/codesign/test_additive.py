@@ -1,6 +1,7 @@
 """Milp and greedy: what they measure, what they offer, and that a search goes on where it was killed."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -94,17 +95,23 @@ def test_a_killed_search_goes_on_to_the_same_trials(small, tmp_path):
 
 
 def test_what_it_spends_is_what_it_evaluates(small):
-    calls = []
     of = small.supernet
     n_search, n_statistics = len(of.data.search.labels), len(of.statistics)
-    strategy = Milp(images=50)
     n = len(small.space.searched) * (3**2 - 1) + 1 + 20
-    assert strategy.training_passes(small) == n * (50 + n_statistics)
     assert Milp().training_passes(small) == n * (n_search + n_statistics)
-    for passes in (n * (n_statistics + 64), n * (n_statistics + 64) + n - 1):
-        assert Milp().spending(small, passes).images == 64
-    assert Milp().spending(small, 10**9).images == n_search
-    assert not calls
+    assert Milp(images=50, statistics=10).training_passes(small) == n * (50 + 10)
+    for passes in (n * 64, n * 64 + n - 1):
+        assert Milp().spending(small, passes) == Milp(images=48, statistics=16)
+    assert Milp().spending(small, 10**9) == Milp(images=n_search, statistics=n_statistics)
+    assert Milp().spending(small, 1).training_passes(small) == 2 * n
+    kept = problem({"energy_j": 0.6}, replace(of, statistics=None))
+    assert Milp().spending(kept, n * 64) == Milp(images=64)
+    calls = []
+    measure = of.accuracy_on(50, 10)
+    object.__setattr__(of, "_on_few", {(50, 10): lambda arch: (calls.append(arch), measure(arch))[1]})
+    search(small, Milp(images=50, statistics=10), 1, batch_size=1)
+    of._on_few.clear()
+    assert len(calls) == n
 
 
 def test_milp_is_no_worse_than_random_search_at_equal_passes():
@@ -126,6 +133,8 @@ def test_another_problem_is_refused_with_what_it_needs(small):
         search(edp, Milp(), 1)
     with pytest.raises(ValueError, match="images must be at least 1"):
         Milp(images=0)
+    with pytest.raises(ValueError, match="statistics must be at least 1"):
+        Milp(statistics=0)
     with pytest.raises(ValueError, match="checks must be at least 2"):
         Greedy(checks=1)
 
