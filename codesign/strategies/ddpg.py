@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -215,6 +216,17 @@ class DDPG:
         adam(critic, gradient, self.critic_rate, self.soft_update, step)
         gradient = actor_gradient(actor[0], critic[0], batch.observations)
         adam(actor, gradient, self.actor_rate, self.soft_update, step)
+
+
+def on_one_thread() -> AbstractContextManager[Any]:
+    """A context in which linear algebra stays on the thread that asks for it.
+
+    Products this small gain little from a second one, and where other work has the processor they wait for it,
+    a hundred times as long as they take. Nor do results then depend on how many threads there are.
+    """
+    from threadpoolctl import threadpool_limits
+
+    return threadpool_limits(1, user_api="blas")  # type: ignore[no-any-return]
 
 
 def adam(network: Floats, gradient: Floats, rate: float, soft_update: float, step: int) -> None:

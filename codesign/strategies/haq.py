@@ -14,7 +14,7 @@ from codesign.problem import Problem
 from codesign.run_directory import State
 from codesign.space import Arch, BitwidthSpace
 from codesign.strategies.base import AbstractSampler, keep_rng, use_rng
-from codesign.strategies.ddpg import DDPG, Transitions, policy
+from codesign.strategies.ddpg import DDPG, Transitions, on_one_thread, policy
 from codesign.strategies.enforcement import move_evenly, sweep_down
 from codesign.trial import Trial
 
@@ -161,13 +161,14 @@ class HAQ(AbstractSampler):
         episodes = state["episode"] + np.arange(n)
         spread = self.noise * self.noise_decay ** np.maximum(episodes - self.warmup, 0.0)
         actions = np.empty((n, len(seen)), dtype=np.float32)
-        for step, row in enumerate(seen):
-            now = np.repeat(row[None], n, axis=0)
-            if step:
-                now[:, PREVIOUS] = relative_bits(space, actions[:, step - 1])
-            means = policy(state["actor"][0], now)
-            noisy = truncated_normal(uniform[:, step], means, spread)
-            actions[:, step] = np.where(episodes < self.warmup, uniform[:, step], noisy)
+        with on_one_thread():
+            for step, row in enumerate(seen):
+                now = np.repeat(row[None], n, axis=0)
+                if step:
+                    now[:, PREVIOUS] = relative_bits(space, actions[:, step - 1])
+                means = policy(state["actor"][0], now)
+                noisy = truncated_normal(uniform[:, step], means, spread)
+                actions[:, step] = np.where(episodes < self.warmup, uniform[:, step], noisy)
         archs = [self.enforced(problem, row) for row in actions]
         return archs, {**state, "rng": keep_rng(rng), "asked": actions}
 
@@ -191,7 +192,8 @@ class HAQ(AbstractSampler):
             "episode": state["episode"] + len(trials),
             "worst": float(max(numbers)) if numbers else None,
         }
-        return self._learned(space, after, max(0, learning) * self.updates * len(space.choices), rng)
+        with on_one_thread():
+            return self._learned(space, after, max(0, learning) * self.updates * len(space.choices), rng)
 
     def _learned(self, space: BitwidthSpace, state: State, n: int, rng: np.random.Generator) -> State:
         """The state after ``n`` updates."""
