@@ -113,12 +113,12 @@ def shared_weights(
 
 
 def search_with(
-    spec: RunSpec, task: Any, folder: Path, progress: bool, metrics: Metrics, label: str = ""
+    spec: RunSpec, task: Any, folder: Path, progress: bool, metrics: Metrics, label: str = "", draw: bool = True
 ) -> SearchResult:
-    """Search with given shared weights in a directory that is open; the result is written and drawn."""
+    """Search with given shared weights in a directory that is open; the result is written, and drawn."""
     kind = family(spec.family)
     problem = spec.problem(kind.accuracy(task), task)
-    said = kind.before(problem, task) if progress else ""
+    said = kind.before(problem, task) if progress and draw else ""
     if said:
         print(f"{said}\n", file=sys.stderr, flush=True)
     with _bar(f"{spec.strategy}{label}", spec.trials, progress) as bar:
@@ -137,7 +137,8 @@ def search_with(
         )  # fmt: skip
     result = SearchResult.of(problem, trials, measured(folder, str(spec.strategy)))
     result.write(folder)
-    _draw(problem, trials, result, kind.draw(problem, result), folder)
+    if draw:
+        _draw(problem, trials, result, kind.draw(problem, result), folder)
     return result
 
 

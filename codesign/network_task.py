@@ -50,7 +50,11 @@ class NetworkTask:
 
     def accuracy(self, network: nn.Module | None = None) -> Callable[[Arch], Mapping[str, float]]:
         """From an arch to its error and loss on the search set, with the weights of ``network`` or the trained ones."""
-        return QuantizedAccuracy(network or self.network, self.space, self.statistics, self.data.search)
+        if network is None:
+            return self.accuracy_on(
+                len(self.data.search.labels), 0 if self.statistics is None else len(self.statistics)
+            )
+        return QuantizedAccuracy(network, self.space, self.statistics, self.data.search)
 
     def accuracy_on(self, n_images: int, n_statistics: int) -> QuantizedAccuracy:
         """The same on the first images of the search set and of the statistics alone; what it knows is shared."""

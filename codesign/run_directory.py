@@ -17,7 +17,10 @@ from codesign.processes import on_first
 from codesign.state_file import State, StateFile, pack_state, unpack_state, write_atomically
 from codesign.trial import LOG_NAME, TrialLog
 
-__all__ = ["Lock", "RunDirectory", "RunDirectoryError", "State", "pack_state", "unpack_state", "write_atomically"]
+__all__ = [
+    "Lock", "RunDirectory", "RunDirectoryBusy", "RunDirectoryError", "State", "pack_state", "unpack_state",
+    "write_atomically",
+]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +29,10 @@ CONFIG_NAME, STATE_NAME, LOCK_NAME = "config.json", "state.safetensors", "lock"
 
 class RunDirectoryError(ValueError):
     """A run directory that this run must not write."""
+
+
+class RunDirectoryBusy(RunDirectoryError):
+    """One that is being written by somebody else now."""
 
 
 class RunDirectory:
@@ -163,7 +170,7 @@ class Lock:
 
         self._path = path.resolve()
         if self._path in _held:
-            raise RunDirectoryError(f"{path.parent}: another search of this process is writing here.")
+            raise RunDirectoryBusy(f"{path.parent}: another search of this process is writing here.")
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -172,7 +179,7 @@ class Lock:
             os.close(self._fd)
             if error.errno not in (errno.EACCES, errno.EAGAIN):
                 raise OSError(error.errno, f"{error.strerror}; this file system has no locks", str(path)) from None
-            raise RunDirectoryError(
+            raise RunDirectoryBusy(
                 f"{path.parent}: one process at a time may write here, but {holder or 'another process'} is writing. "
                 "Wait for it, or choose another directory."
             ) from None

@@ -80,6 +80,8 @@ class RunSpec:
     trials, batch_size : int
         Candidates to evaluate, and how many at once.
     seed : int
+    data_seed : int, optional
+        Of the split of the images, where it is another: runs that are compared should have the same one.
     supernet : str, optional
         A run directory, or a folder or file of weights, whose supernet is taken instead of training one.
     supernet_settings : mapping
@@ -114,6 +116,7 @@ class RunSpec:
     trials: int = 100
     batch_size: int = 10
     seed: int = 0
+    data_seed: int | None = None
     supernet: str | None = None
     supernet_settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
@@ -262,7 +265,8 @@ class RunSpec:
             "test" if self.family == "bits" and self.dataset != "digits" else "train"
         )
         return load_data(
-            self.dataset, self.data_dir, self.n_train, self.n_search, self.n_test, self.seed, search_from=search_from,
+            self.dataset, self.data_dir, self.n_train, self.n_search, self.n_test,
+            seed=self.seed if self.data_seed is None else self.data_seed, search_from=search_from,
             normalize=None if self.normalize is None else Normalization.parse(self.normalize),
         )  # fmt: skip
 

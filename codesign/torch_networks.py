@@ -85,6 +85,7 @@ def load_weights(module: nn.Module, path: str | os.PathLike[str], whose: str = "
         For a file that is missing, a pickle, or damaged; and for weights that are not those of the module, with the
         names that are missing, unknown or of another shape.
     """
+
     def wanted(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """All but counters, which older files do not have and nothing here reads."""
         return {name: tensor for name, tensor in tensors.items() if not name.endswith("num_batches_tracked")}

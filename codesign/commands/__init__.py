@@ -10,9 +10,14 @@ from codesign.commands import (
     pareto,
     quickstart,
     search,
+    sensitivity,
+    shootout,
     space,
     table,
     train,
 )
 
-COMMANDS = (quickstart, estimate, compare, table, hardware, space, search, front, train, evaluate, pareto, export)
+COMMANDS = (
+    quickstart, estimate, compare, table, hardware, space, search, front, sensitivity, shootout, train, evaluate,
+    pareto, export,
+)  # fmt: skip

@@ -8,6 +8,7 @@ from codesign.plots.blocks import plot_blocks
 from codesign.plots.front import plot_front_grid, plot_pareto
 from codesign.plots.layers import plot_bits, plot_layers
 from codesign.plots.roofline import plot_roofline
+from codesign.plots.sensitivity import plot_sensitivity
 
 #: By name.
 PLOTS: dict[str, Callable[..., Any]] = {
@@ -17,9 +18,10 @@ PLOTS: dict[str, Callable[..., Any]] = {
     "layers": plot_layers,
     "bits": plot_bits,
     "roofline": plot_roofline,
+    "sensitivity": plot_sensitivity,
 }
 
 __all__ = [
     "COLORS", "GREY", "MARKERS", "PLOTS", "plot_bits", "plot_blocks", "plot_front_grid", "plot_layers", "plot_pareto",
-    "plot_roofline", "short_names",
+    "plot_roofline", "plot_sensitivity", "short_names",
 ]  # fmt: skip

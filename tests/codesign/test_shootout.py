@@ -1,0 +1,160 @@
+"""Shootouts and sensitivities from the command line: budgets, resume, side by side, and what they print."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.torch import save_file
+from small_task import _trained
+
+from codesign.cli import main
+from codesign.launch import prepared
+from codesign.run_spec import RunSpec, load_run
+from codesign.sensitivity import Sensitivities
+from codesign.shootout import STRATEGIES, Arena, Shootout, final_name
+from codesign.shootout_report import ShootoutReport, spread
+
+SPEC = {
+    "family": "bits", "network": "small_task:net", "weights": "w.safetensors", "dataset": "d.npz", "normalize": "0/1",
+    "space_settings": {"bits": [2, 4, 8]}, "n_search": 64, "network_settings": {"calibration": 64}, "objective": "loss",
+    "supernet_settings": {"batch_size": 32},
+}  # fmt: skip
+ARGS = "--weights w.safetensors --data d.npz --normalize 0/1 --bits 2,4,8 --n-search 64 --network-set calibration=64"
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    trained, data = _trained(512, 30)
+    save_file({name: tensor.clone() for name, tensor in trained.state_dict().items()}, tmp_path / "w.safetensors")
+    images = {"x_train": data.train.images, "y_train": data.train.labels}
+    rest = {"x_test": data.search.images, "y_test": data.search.labels}
+    np.savez(tmp_path / "d.npz", **{name: tensor.numpy() for name, tensor in (images | rest).items()})
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def codesign(command):
+    return main(command.split())
+
+
+def shootout(**changes):
+    limits = (("energy_j=60%",), ("energy_j=40%", "latency_s=0.9x"))
+    given = {"strategies": ("greedy", "random"), "limits": limits, "evaluations": 20, "seeds": 2} | changes
+    return Shootout(RunSpec.from_fields(SPEC), **given)
+
+
+def test_every_strategy_is_given_the_same_passes(place):
+    arena = Arena(shootout(evaluations=60, strategies=STRATEGIES), "s")
+    problem, task = arena.problem(0), arena.task
+    budget = 60 * task.evaluation_passes
+    for strategy in STRATEGIES:
+        spec = arena.shootout.budgeted(problem, strategy, ("energy_j=60%",), 1)
+        training = spec.search_strategy().training_passes(problem)
+        spent = training + spec.trials * task.evaluation_passes
+        assert budget - task.evaluation_passes < spent <= budget and training <= budget // 2
+        assert spec.seed == 1 and spec.data_seed == 0
+        assert (training > 0) == (strategy not in ("haq", "reinforce", "nsga2", "random"))
+
+
+def test_a_shootout_that_is_stopped_goes_on_to_the_same(place):
+    whole = Arena(shootout(), "whole")
+    assert whole.run()
+    for minutes in (0.0, float("inf")):
+        part = Arena(shootout(), "part", resume=True)
+        done = part.run(minutes=minutes) if minutes else part._searched("greedy", 0, 0, False, None)
+    assert done and part.finals == whole.finals
+
+    def same(row):
+        return {name: value for name, value in row.items() if name != "search_s"}
+
+    assert list(map(same, part.rows)) == list(map(same, whole.rows)) and len(whole.rows) == 2 * 2 * 2
+    for row in whole.rows:
+        run = load_run(whole.place(row["strategy"], row["limit"], row["seed"]))
+        assert run.trial().arch == tuple(row["arch"]) and max(row["usage"].values()) <= 1
+        assert row["image_passes"] <= 20 * whole.task.evaluation_passes
+
+
+def test_two_processes_do_not_do_the_same_search(place):
+    first, second = Arena(shootout(), "s"), Arena(shootout(), "s", resume=True)
+    from codesign.run_spec import open_run
+
+    spec = first.shootout.budgeted(first.problem(0), "random", first.shootout.limits[0], 0)
+    with open_run(first.place("random", 0, 0), spec, resume=True):
+        assert not second._searched("random", 0, 0, False, None)
+    assert second._searched("random", 0, 0, False, None)
+
+
+def test_tuned_networks_are_trained_alike_from_the_given_weights(place):
+    arena = Arena(shootout(strategies=("random",), limits=(("energy_j=50%",),), seeds=1, tune_epochs=1), "s")
+    assert arena.run()
+    tuned = {name: scores for name, scores in arena.finals.items() if name.startswith("tuned")}
+    space = arena.task.space
+    assert set(tuned) == {final_name("tuned", space.reference), final_name("tuned", arena.rows[0]["arch"])}
+    two_bits = arena.finals[final_name("test", space.uniform(2))]["error"]
+    assert all(scores["error"] < two_bits for scores in tuned.values())
+
+
+def test_the_command_prints_and_draws_and_goes_on(place, capsys):
+    command = f"shootout small_task:net {ARGS} --strategies greedy,random --limit energy_j=60% --limit energy_j=40% "
+    assert codesign(command + "--evaluations 20 --seeds 2 --out s --minutes 0") == 0
+    assert "not finished" in capsys.readouterr().out
+    assert codesign("shootout --out s --resume") == 0
+    said = capsys.readouterr().out
+    assert "greedy" in said and "hypervolume, energy" in said and max(map(len, said.splitlines())) <= 130
+    assert (place / "s" / "energy.png").exists()
+    assert codesign("shootout --out s --report") == 0
+    assert capsys.readouterr().out == said
+    assert codesign(command + "--evaluations 21 --seeds 2 --out s --resume") == 2
+    assert "it must hold this shootout" in capsys.readouterr().err
+
+
+def test_medians_and_hypervolumes_are_those_of_their_formulas():
+    record = {"limits": [["energy_j=60%"], ["energy_j=20%"]], "seeds": 2, "reference": {"energy_j": 2.0},
+              "tune_limits": [0], "tune_epochs": 0, "spec": {"objective": "loss"}}  # fmt: skip
+    rows = [
+        {"strategy": "random", "limit": limit, "seed": seed, "arch": [limit, seed], "evaluations": 1, "search_s": 1.0,
+         "image_passes": 1, "usage": {"energy_j": 1.0}, "metrics": {"energy_j": (1.0, 0.5)[limit], "loss": 1.0}}
+        for limit in (0, 1) for seed in (0, 1)
+    ]  # fmt: skip
+    finals = {final_name("test", [limit, seed]): {"error": 0.1 + 0.2 * limit + 0.1 * seed} for limit in (0, 1)
+              for seed in (0, 1)}  # fmt: skip
+    report = ShootoutReport(record, rows, finals)
+    first = (0.9 - 0.1) * (1 - 0.5) + (0.9 - 0.3) * (0.5 - 0.25)
+    second = (0.9 - 0.2) * (1 - 0.5) + (0.9 - 0.4) * (0.5 - 0.25)
+    assert report.hypervolumes("random", "energy_j") == pytest.approx([first, second])
+    assert spread([1.0, 3.0, 2.0], "{:.1f}") == "2.0 [1.0, 3.0]" and spread([], "{}") == "-"
+
+
+def test_sensitivities_from_the_command_line_are_those_of_the_function(place, capsys):
+    assert codesign(f"sensitivity small_task:net {ARGS} --out s.npz --plot s.png") == 0
+    said = capsys.readouterr().out
+    assert "Kendall tau" in said and "loss" in said.lower() and max(map(len, said.splitlines())) <= 110
+    found = Sensitivities.load("s.npz")
+    spec, data = prepared(RunSpec.from_fields(SPEC))
+    from codesign.family import family
+
+    task = family("bits").task(spec, data, place, "cpu")
+    arch = list(task.space.uniform(8))
+    arch[2] = 0
+    loss = task.accuracy()(tuple(arch))["loss"]
+    assert found.base_loss + found.increase[1, 0, 2] == pytest.approx(loss, abs=1e-12)
+    assert codesign(f"sensitivity small_task:net {ARGS} --checks 0 --input-bits 8 --json") == 0
+    record = json.loads(capsys.readouterr().out)
+    assert np.array(record["increase"]).shape == (len(task.space.searched), 3, 1) and "tau" not in record
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("shootout small_task:net {} --strategies best --out s", "strategies must be among"),
+        ("shootout small_task:net {} --limit energy_j=0.01x --out s", "must meet every limit"),
+        ("shootout small_task:net {} --tune-limits 7 --out s", "tune_limits must be from 0 to 3"),
+        ("shootout small_task:net {} --evaluations 2 --out s", "evaluations must be at least 10"),
+        ("shootout --out nowhere --report", "must be the directory of a shootout"),
+        ("sensitivity small_task:net {} --checks 1", "must be 0 or at least 2"),
+        ("sensitivity small_task:net {} --out s.txt", "must end in .npz"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(place, capsys, command, message):
+    assert codesign(command.format(ARGS)) == 2
+    assert message in capsys.readouterr().err
