@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from codesign.sensitivity import Sensitivities
 
 Integers = NDArray[np.int64]
+#: Images that a loss says something on, those for BatchNorm statistics included.
+FEWEST = 200
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,9 @@ class AbstractAdditive(AbstractTrainer):
     images, statistics : int, optional
         The first so many images of the search set are what sensitivities are measured on, and so many of those that
         BatchNorm statistics are renewed on; None: all.
+    pairs : bool
+        Measure each pair of bitwidths of a layer; else weights and inputs apart
+        (`codesign.sensitivity.layer_sensitivities`).
     checks : int
         Random candidates on which it is measured how additive the sensitivities are; at least 2.
 
@@ -48,6 +53,7 @@ class AbstractAdditive(AbstractTrainer):
 
     images: int | None = None
     statistics: int | None = None
+    pairs: bool = True
     checks: int = 20
 
     def __post_init__(self) -> None:
@@ -73,7 +79,12 @@ class AbstractAdditive(AbstractTrainer):
         return self._measurements(problem) * sum(self.measured_on(problem))
 
     def spending(self, problem: Problem, passes: int) -> AbstractAdditive:
-        """With as many images as the passes allow, a quarter of them for BatchNorm statistics."""
+        """With as many images as the passes allow, a quarter of them for BatchNorm statistics.
+
+        Where that are fewer than `FEWEST` for each pair of bitwidths, weights and inputs are measured apart.
+        """
+        if passes // self._measurements(problem) < FEWEST and self.pairs:
+            return dataclasses.replace(self, pairs=False).spending(problem, passes)
         each = passes // self._measurements(problem)
         most_images, most_statistics = dataclasses.replace(self, images=None, statistics=None).measured_on(problem)
         statistics = max(1, min(each // 4, most_statistics)) if most_statistics else 0
@@ -91,7 +102,9 @@ class AbstractAdditive(AbstractTrainer):
 
     def _measurements(self, problem: Problem) -> int:
         space: BitwidthSpace = problem.space  # type: ignore[assignment]
-        return len(space.searched) * (len(space.bits) ** len(space.operands) - 1) + 1 + self.checks
+        n_bits, n_operands = len(space.bits), len(space.operands)
+        each = n_bits**n_operands - 1 if self.pairs else n_operands * (n_bits - 1)
+        return len(space.searched) * each + 1 + self.checks
 
 
 @dataclass(frozen=True)
@@ -182,7 +195,9 @@ class _Training(AbstractTraining):
             self.base_loss = widest_loss(self._measure, self.space)
         unknown = [i for i, values in enumerate(self.increase) if np.isnan(values).any()]
         if unknown:
-            self.increase[unknown[0]] = layer_sensitivities(self._measure, self.space, unknown[0], self.base_loss)
+            self.increase[unknown[0]] = layer_sensitivities(
+                self._measure, self.space, unknown[0], self.base_loss, pairs=self.strategy.pairs
+            )
             return {"layers_measured": float(len(self.increase) - len(unknown) + 1)}
         archs = [self.space.sample(self.rng) for _ in range(self.strategy.checks)]
         check = additivity(self.found, self._measure, self.space, archs)

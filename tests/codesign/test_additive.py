@@ -10,7 +10,7 @@ from small_task import problem, task
 from codesign.knapsack import knapsack
 from codesign.problem import Problem
 from codesign.search import search
-from codesign.sensitivity import Sensitivities, sensitivities
+from codesign.sensitivity import Sensitivities, layer_sensitivities, sensitivities
 from codesign.strategies import Greedy, Milp, Random
 from codesign.trial import best_trial
 from hwmodels import BitFusion
@@ -97,21 +97,31 @@ def test_a_killed_search_goes_on_to_the_same_trials(small, tmp_path):
 def test_what_it_spends_is_what_it_evaluates(small):
     of = small.supernet
     n_search, n_statistics = len(of.data.search.labels), len(of.statistics)
-    n = len(small.space.searched) * (3**2 - 1) + 1 + 20
+    n_layers = len(small.space.searched)
+    n, apart = n_layers * (3**2 - 1) + 1 + 20, n_layers * 2 * (3 - 1) + 1 + 20
     assert Milp().training_passes(small) == n * (n_search + n_statistics)
-    assert Milp(images=50, statistics=10).training_passes(small) == n * (50 + 10)
-    for passes in (n * 64, n * 64 + n - 1):
-        assert Milp().spending(small, passes) == Milp(images=48, statistics=16)
-    assert Milp().spending(small, 10**9) == Milp(images=n_search, statistics=n_statistics)
-    assert Milp().spending(small, 1).training_passes(small) == 2 * n
-    kept = problem({"energy_j": 0.6}, replace(of, statistics=None))
-    assert Milp().spending(kept, n * 64) == Milp(images=64)
+    assert Milp(images=50, statistics=10, pairs=False).training_passes(small) == apart * (50 + 10)
+    assert Milp().spending(small, n * 10**6) == Milp(images=n_search, statistics=n_statistics)
+    for passes in (n * 64, n * 64 + n - 1):  # 64 images for each pair say too little
+        each = passes // apart
+        assert Milp().spending(small, passes) == Milp(each - each // 4, each // 4, pairs=False)
+    assert Milp().spending(small, 1).training_passes(small) == 2 * apart
+    kept = replace(of, statistics=None)
+    assert Milp().spending(problem({"energy_j": 0.6}, kept), apart * 64) == Milp(images=64, pairs=False)
     calls = []
     measure = of.accuracy_on(50, 10)
     object.__setattr__(of, "_on_few", {(50, 10): lambda arch: (calls.append(arch), measure(arch))[1]})
     search(small, Milp(images=50, statistics=10), 1, batch_size=1)
     of._on_few.clear()
     assert len(calls) == n
+
+
+def test_apart_a_pair_adds_what_both_operands_do(small):
+    pairs = layer_sensitivities(small.accuracy, small.space, 1, 0.5)
+    calls = []
+    apart = layer_sensitivities(small.accuracy, small.space, 1, 0.5, lambda: calls.append(None), pairs=False)
+    assert np.array_equal(apart[-1], pairs[-1]) and np.array_equal(apart[:, -1], pairs[:, -1]) and len(calls) == 4
+    assert apart[0, 1] == pytest.approx(pairs[0, -1] + pairs[-1, 1])
 
 
 def test_milp_is_no_worse_than_random_search_at_equal_passes():
