@@ -17,18 +17,15 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
-import json
-import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from jobs import Jobs, short
 from mpnas_report import Report
 from safetensors.torch import save_file
 
@@ -36,14 +33,14 @@ from codesign.accuracy import evaluate
 from codesign.chip_space import ChipSpace
 from codesign.cost_table import cost_table
 from codesign.data import Data, Images, load_data
-from codesign.describe import describe, versions
+from codesign.describe import describe
 from codesign.nets.mobilenetv2 import FIXED_BITS, MobileNetV2Space, Stage
 from codesign.nets.mobilenetv2_network import MobileNetV2
 from codesign.nets.mobilenetv2_supernet import Supernet
 from codesign.problem import Problem
 from codesign.quant import calibrate, quantize
 from codesign.quantized_accuracy import QuantizedAccuracy
-from codesign.run_directory import Lock, RunDirectoryError, write_atomically
+from codesign.run_directory import write_atomically
 from codesign.search import search
 from codesign.space import AbstractSpace, Arch, BitwidthSpace
 from codesign.strategies import MPNAS, NSGA2, AbstractStrategy, AbstractTrainer, Gumbel, Random, Reinforce
@@ -128,40 +125,14 @@ PRESETS = {
 DATA_SETS = {"cifar10": {}, "fashion-mnist": {"input_size": 28, "in_channels": 1}}
 
 
-class Experiment:
+class Experiment(Jobs):
     """Jobs over one preset; the result of each is kept under its name."""
 
     def __init__(self, name: str, data_dir: str | None, work: Path) -> None:
-        self.name, self.preset, self.data_dir, self.work = name, PRESETS[name], data_dir, work
-        self.path = RESULTS / f"mpnas{'' if name == 'reduced' else f'_{name}'}.json"
+        self.name, self.preset, self.data_dir = name, PRESETS[name], data_dir
+        path = RESULTS / f"mpnas{'' if name == 'reduced' else f'_{name}'}.json"
+        super().__init__(path, work, describe(self.preset))
         self._data: dict[str, Data] = {}
-        work.mkdir(parents=True, exist_ok=True)
-
-    @property
-    def results(self) -> dict[str, Any]:
-        """What is known so far, by the name of the job."""
-        return json.loads(self.path.read_bytes())["results"] if self.path.exists() else {}
-
-    def keep(self, job: str, result: dict[str, Any]) -> None:
-        """Add one result to the file, which other processes may write too."""
-        with self.locked("results"):
-            results = {**self.results, job: {**result, "machine": platform.machine(), "versions": versions()}}
-            text = json.dumps({"preset": describe(self.preset), "results": dict(sorted(results.items()))}, indent=1)
-            write_atomically(self.path, text.encode())
-
-    @contextmanager
-    def locked(self, name: str) -> Iterator[None]:
-        """Wait until no other process holds a name, and hold it."""
-        while True:
-            try:
-                lock = Lock(self.work / f"{name}.lock")
-                break
-            except RunDirectoryError:
-                time.sleep(1)
-        try:
-            yield
-        finally:
-            lock.release()
 
     # --- what jobs need ------------------------------------------------------------------------------------------
 
@@ -202,7 +173,7 @@ class Experiment:
         """One search: its trials, the chosen network, and how it uses its limits by a full simulation."""
         strategy = self.preset.strategies[strategy_name]
         problem = self.problem(data, limits, self.supernet(data, seed))
-        out = self.work / f"search-{data}-{strategy_name}-{_hash([data, strategy_name, limits, seed])}"
+        out = self.work / f"search-{data}-{strategy_name}-{short([data, strategy_name, limits, seed])}"
         begun = time.perf_counter()
         n_trials = self.preset.n_trials(strategy)
         batch = self.preset.trainer_batch if isinstance(strategy, AbstractTrainer) else 10
@@ -226,7 +197,7 @@ class Experiment:
         network = MobileNetV2(space, space.blocks(arch), seed).to(memory_format=torch.channels_last)
         recipe = dataclasses.replace(PICTURES, batch_size=self.preset.batch_size,
                                      augment="crop-flip" if space.in_channels == 3 else "shift")  # fmt: skip
-        rate, place = self.preset.learning_rate, self.work / f"final-{_hash([data, arch, seed, layer_bits])}"
+        rate, place = self.preset.learning_rate, self.work / f"final-{short([data, arch, seed, layer_bits])}"
         place.mkdir(parents=True, exist_ok=True)
         begun = time.perf_counter()
         train(network, images.train, self.preset.float_epochs, rate, seed, recipe, checkpoint=place / "float")
@@ -260,7 +231,7 @@ class Experiment:
         pinned = dict.fromkeys(("stem", "head", "classifier"), FIXED_BITS)
         fixed = BitwidthSpace(space.workload(space.reference), space.bits, pinned)
         network = space.build(space.reference, 0, bitwidths=space.bits)
-        weights = self.work / f"final-{_hash([data, space.reference, 0, None])}" / "weights.safetensors"
+        weights = self.work / f"final-{short([data, space.reference, 0, None])}" / "weights.safetensors"
         if not weights.exists():  # the result is known from elsewhere, but the weights were not kept
             self.final(data, space.reference, 0, None)
         trained = load_file(weights)
@@ -331,7 +302,7 @@ class Experiment:
 
     def _final(self, data: str, arch: Sequence[int], seed: int, bits: Any = None) -> tuple[str, Callable[[], Any]]:
         arch = tuple(arch)
-        return f"final/{data}/{_hash([arch, bits])}/{seed}", partial(self.final, data, arch, seed, bits)
+        return f"final/{data}/{short([arch, bits])}/{seed}", partial(self.final, data, arch, seed, bits)
 
     def _finals_of_fixed(self, data: str) -> Iterator[tuple[str, Callable[[], Any]]]:
         space = self.space(data)
@@ -358,32 +329,6 @@ class Experiment:
             if name.removesuffix("-chip") in names and int(its_seed) == seed:
                 yield self._final(data, result["network_arch"], seed)
 
-    def run(self, minutes: float) -> bool:
-        """Do the first job that nobody has done or is doing, again and again; whether all are done."""
-        end = time.monotonic() + 60 * minutes
-        while time.monotonic() < end:
-            done, waiting = self.results, 0
-            for name, work in self.jobs():
-                if name in done:
-                    continue
-                try:
-                    lock = Lock(self.work / f"{_hash(name)}.lock")
-                except RunDirectoryError:  # another process is at it
-                    waiting += 1
-                    continue
-                try:
-                    begun = time.perf_counter()
-                    print(f"{time.strftime('%H:%M:%S')} {name}", flush=True)
-                    self.keep(name, {**work(), "job_s": time.perf_counter() - begun})
-                finally:
-                    lock.release()
-                break
-            else:
-                if not waiting:
-                    return True
-                time.sleep(5)
-        return False
-
     def report(self) -> None:
         """Write tables and plots of what is known."""
         name = self.path.stem
@@ -402,10 +347,6 @@ class Experiment:
 
 def _no_accuracy(arch: Arch) -> dict[str, float]:
     raise AssertionError("costs alone are asked for here")
-
-
-def _hash(value: Any) -> str:
-    return hashlib.blake2b(json.dumps(value).encode(), digest_size=8).hexdigest()
 
 
 def budget(preset: Preset) -> str:

@@ -1,0 +1,96 @@
+"""Long experiments cut into jobs: the result of each is kept in one file, several processes may work side by side."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from codesign.describe import versions
+from codesign.run_directory import Lock, RunDirectoryBusy, write_atomically
+
+Work = Callable[[], dict[str, Any]]
+
+
+class Jobs:
+    """Jobs by name, whose results are values of a JSON file. A concrete experiment gives `jobs`.
+
+    Parameters
+    ----------
+    path : Path
+        The file of results.
+    work : Path
+        Where checkpoints and locks are.
+    about : object
+        What determines the results, as a JSON value; kept beside them.
+    """
+
+    def __init__(self, path: Path, work: Path, about: Any) -> None:
+        self.path, self.work, self.about = path, work, about
+        work.mkdir(parents=True, exist_ok=True)
+
+    def jobs(self) -> Iterator[tuple[str, Work]]:
+        """Names and work in their order, as far as what they need is known."""
+        raise NotImplementedError
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """What is known so far, by the name of the job."""
+        return json.loads(self.path.read_bytes())["results"] if self.path.exists() else {}
+
+    def keep(self, job: str, result: dict[str, Any]) -> None:
+        """Add one result to the file, which other processes may write too."""
+        with self.locked("results"):
+            results = {**self.results, job: {**result, "machine": platform.machine(), "versions": versions()}}
+            text = json.dumps({"preset": self.about, "results": dict(sorted(results.items()))}, indent=1)
+            write_atomically(self.path, text.encode())
+
+    @contextmanager
+    def locked(self, name: str) -> Iterator[None]:
+        """Wait until no other process holds a name, and hold it."""
+        while True:
+            try:
+                lock = Lock(self.work / f"{name}.lock")
+                break
+            except RunDirectoryBusy:
+                time.sleep(1)
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def run(self, minutes: float) -> bool:
+        """Do the first job that nobody has done or is doing, again and again; whether all are done."""
+        end = time.monotonic() + 60 * minutes
+        while time.monotonic() < end:
+            done, waiting = self.results, 0
+            for name, work in self.jobs():
+                if name in done:
+                    continue
+                try:
+                    lock = Lock(self.work / f"{short(name)}.lock")
+                except RunDirectoryBusy:  # another process is at it
+                    waiting += 1
+                    continue
+                try:
+                    begun = time.perf_counter()
+                    print(f"{time.strftime('%H:%M:%S')} {name}", flush=True)
+                    self.keep(name, {**work(), "job_s": time.perf_counter() - begun})
+                finally:
+                    lock.release()
+                break
+            else:
+                if not waiting:
+                    return True
+                time.sleep(5)
+        return False
+
+
+def short(value: Any) -> str:
+    """A name of 16 letters for a JSON value."""
+    return hashlib.blake2b(json.dumps(value).encode(), digest_size=8).hexdigest()
