@@ -1,0 +1,140 @@
+"""Candidates a second: whole networks quantized and run anew, against what `IncrementalNetwork` computes.
+
+    python benchmarks/bench_candidates.py --data cifar10.npz --weights resnet20_cifar10.safetensors
+
+Candidates come as strategies ask for them: at random, as neighbours of one network (one bitwidth changed), and as the
+entries of a sensitivity table. "Afresh" quantizes a copy of the network in float, with steps that are known, and
+evaluates it, as a script without this package would.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from codesign.accuracy import scores_of
+from codesign.data import Images
+from codesign.family import family
+from codesign.incremental import IncrementalNetwork, WholeNetwork
+from codesign.launch import prepared
+from codesign.network_graph import NetworkGraph
+from codesign.network_task import NetworkTask
+from codesign.quant import recalibrate_batchnorm, set_bits
+from codesign.run_spec import RunSpec
+from codesign.sensitivity import sensitivities
+
+RESULTS = Path(__file__).parent / "results"
+Bits = dict[str, tuple[int, int]]
+
+
+def walks(task: NetworkTask, n: int) -> dict[str, list[Bits]]:
+    """Candidates by how they come."""
+    space, rng = task.space, np.random.default_rng(0)
+    centre = space.sample(rng)
+
+    def near() -> Iterator[tuple[int, ...]]:
+        for _ in range(n):
+            arch = list(centre)
+            arch[rng.integers(len(arch))] = int(rng.integers(len(space.bits)))
+            yield tuple(arch)
+
+    def table() -> Iterator[tuple[int, ...]]:
+        widest = space.reference
+        for layer in np.linspace(0, len(space.searched) - 1, n).round().astype(int):
+            arch = list(widest)
+            arch[2 * layer : 2 * layer + 2] = rng.integers(len(space.bits), size=2).tolist()
+            yield tuple(arch)
+
+    kinds = {
+        "at random": [space.sample(rng) for _ in range(n)],
+        "neighbours": list(near()),
+        "sensitivities": list(table()),
+    }
+    return {kind: [space.layer_bits(arch) for arch in archs] for kind, archs in kinds.items()}
+
+
+def afresh(task: NetworkTask) -> Callable[[Bits], torch.Tensor]:
+    """A copy of the network for each candidate."""
+
+    def scores(bits: Bits) -> torch.Tensor:
+        network = copy.deepcopy(task.network)
+        set_bits(network, bits)
+        if task.statistics is not None:
+            recalibrate_batchnorm(network, task.statistics)
+        return scores_of(network, Images(task.data.search.images, torch.empty(0)))
+
+    return scores
+
+
+def seconds(run: Callable[[Bits], torch.Tensor], candidates: list[Bits]) -> list[float]:
+    """Of each candidate, after one to begin with."""
+    run(candidates[-1])
+    found = []
+    for bits in candidates:
+        begun = time.perf_counter()
+        run(bits)
+        found.append(time.perf_counter() - begun)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--weights", required=True)
+    parser.add_argument("--network", default="resnet20")
+    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--statistics", type=int, default=0, help="images for BatchNorm statistics; 0: they are kept")
+    parser.add_argument("--candidates", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--table", action="store_true", help="measure a whole sensitivity table too")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    settings = {"calibration": max(128, args.statistics), "renew_statistics": args.statistics > 0}
+    spec, data = prepared(RunSpec(
+        family="bits", network=args.network, weights=args.weights, dataset=args.data, data_dir=".",
+        normalize="imagenet", n_train=1000, n_search=args.images, n_test=100, network_settings=settings,
+    ))  # fmt: skip
+    task: NetworkTask = family("bits").task(spec, data, Path(), torch.device("cpu"))
+    graph = NetworkGraph.of(task.network)
+    images, statistics = task.data.search.images, task.statistics
+    runs = {
+        "afresh": afresh(task),
+        "whole network": WholeNetwork(task.network, images, statistics),
+        "incremental": IncrementalNetwork(task.network, graph, images, statistics),
+    }
+    lines = ["| candidates | afresh, s | whole network | incremental |", "| --- | --- | --- | --- |"]
+    record: dict[str, object] = {"images": args.images, "statistics": args.statistics, "threads": args.threads}
+    for kind, candidates in walks(task, args.candidates).items():
+        medians = {name: float(np.mean(seconds(run, candidates))) for name, run in runs.items()}
+        base = medians["afresh"]
+        lines.append(
+            f"| {kind} | {base:.3f} | {base / medians['whole network']:.2f}x | {base / medians['incremental']:.2f}x |"
+        )
+        record[kind] = medians
+    text = (
+        f"# Candidates a second, {args.network}\n\n{args.images} images, {args.statistics} for BatchNorm statistics, "
+    )
+    text += f"{args.threads} threads; mean seconds of a candidate, and how many times as many in the same time.\n\n"
+    text += "\n".join(lines) + "\n"
+    if args.table:
+        begun = time.perf_counter()
+        sensitivities(task.accuracy(), task.space)
+        record["table_s"] = time.perf_counter() - begun
+        n = len(task.space.searched) * len(task.space.bits) ** 2
+        text += f"\nA table of {len(task.space.searched)} layers by {n // len(task.space.searched)} options: "
+        text += f"{record['table_s']:.0f} s.\n"
+    print(text)
+    name = f"bench_candidates_{args.network}{'_renewed' if args.statistics else ''}"
+    (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    (RESULTS / f"{name}.md").write_text(text)
+
+
+if __name__ == "__main__":
+    main()

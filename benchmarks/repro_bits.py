@@ -1,0 +1,117 @@
+"""Strategies for the bits of ResNet-20 side by side on CIFAR-10, and the winner on ResNet-32 and -56.
+
+    python benchmarks/repro_bits.py --budget                                  # image passes of every arm
+    python benchmarks/repro_bits.py --data DIR/cifar10.npz --weights DIR2 --work runs/bits
+    python benchmarks/repro_bits.py --work runs/bits --report                 # tables and plots of what is known
+
+DIR2 holds ``resnet20_cifar10.safetensors`` and so on: trained weights for normalised images. The work is a shootout
+(`codesign.shootout`) in ``--work``, so it goes on where it was stopped, ``--minutes`` stops it by itself, and several
+processes may work side by side; each computes on one thread. What is known is copied to ``benchmarks/results/``.
+
+Choices are made on images of CIFAR-10's test file, as the networks were trained on all images of the other; the
+errors reported are those of the rest of the test file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+
+from codesign.run_directory import write_atomically
+from codesign.run_spec import RunSpec
+from codesign.shootout import LIMITS, STRATEGIES, Arena, Shootout
+from codesign.shootout_report import ShootoutReport
+
+RESULTS = Path(__file__).parent / "results"
+NETWORKS = ("resnet20", "resnet32", "resnet56")
+N_SEARCH, N_TEST, N_TRAIN, N_CALIBRATION = 500, 9500, 10_000, 128
+EVALUATIONS, SEEDS, TUNE_EPOCHS = 150, 3, 1
+#: Of the limits, those whose networks are tuned: 40 % and 20 % of the energy.
+TUNED = (1, 2)
+#: What ResNet-32 and -56 are searched with: the strategy that won on ResNet-20, and random search beside it.
+WINNERS = ("milp", "random")
+
+
+def shootout(network: str, data: str | None, weights: Path | None) -> Shootout:
+    """The experiment on one network."""
+    spec = RunSpec(
+        family="bits", network=network, weights=str((weights or Path()) / f"{network}_cifar10.safetensors"),
+        dataset=data or "cifar10.npz", data_dir=".", normalize="imagenet", n_train=N_TRAIN, n_search=N_SEARCH,
+        n_test=N_TEST, objective="loss", network_settings={"calibration": N_CALIBRATION},
+    )  # fmt: skip
+    first = network == NETWORKS[0]
+    return Shootout(
+        spec, STRATEGIES if first else WINNERS, tuple((limit,) for limit in (LIMITS if first else LIMITS[1:3])),
+        EVALUATIONS, SEEDS if first else 1, tune_epochs=TUNE_EPOCHS if first else 0,
+        tune_limits=TUNED if first else (0,),
+    )  # fmt: skip
+
+
+def budget() -> str:
+    """Image passes of every arm, a forward pass counting 1, and forward and backward 3."""
+    passes = EVALUATIONS * (N_SEARCH + N_CALIBRATION)
+    tuned = len(STRATEGIES) * SEEDS * len(TUNED)
+    return "\n".join([
+        "| arm | searches | image passes each |", "| --- | --- | --- |",
+        f"| ResNet-20: each of {len(STRATEGIES)} strategies | {len(LIMITS) * SEEDS} | {passes:,} |",
+        f"| ResNet-20: tuning of the networks at two limits | at most {tuned} | {TUNE_EPOCHS * N_TRAIN * 3:,} |",
+        f"| ResNet-32, ResNet-56: {' and '.join(WINNERS)} | 2 | {passes:,} |",
+    ]) + "\n"  # fmt: skip
+
+
+def keep(network: str, work: Path) -> ShootoutReport:
+    """Copy what is known to the results, with a table and plots."""
+    report = ShootoutReport.load(work / network)
+    known = {**report.record, "rows": list(report.rows), "finals": report.finals}
+    name = f"bits_{network}"
+    write_atomically(RESULTS / f"{name}.json", json.dumps(known, indent=1).encode())
+    text = (
+        f"# Strategies for the bits of {network} on CIFAR-10\n\nCommand: `python benchmarks/repro_bits.py --data "
+        f"cifar10.npz --weights DIR`; results: `{name}.json`.\n\n```\n{report}\n```\n"
+    )
+    for kind in ("test", "tuned") if any(final.startswith("tuned") for final in report.finals) else ("test",):
+        figure, axes = plt.subplots(1, 2, figsize=(13, 4.6), layout="constrained")
+        for ax, metric in zip(axes, ("energy_j", "latency_s"), strict=True):
+            report.plot(metric, kind, ax)
+        path = RESULTS / f"{name}{'' if kind == 'test' else '_tuned'}.png"
+        figure.savefig(path, dpi=120)
+        plt.close(figure)
+        text += f"\n![test error against cost]({path.name})\n"
+    write_atomically(RESULTS / f"{name}.md", text.encode())
+    return report
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", help="cifar10.npz, with x_train, y_train, x_test, y_test")
+    parser.add_argument("--weights", type=Path, help="folder of NETWORK_cifar10.safetensors")
+    parser.add_argument("--work", type=Path, default=Path("runs/repro_bits"), help="default: %(default)s")
+    parser.add_argument("--networks", default=",".join(NETWORKS), help="default: %(default)s")
+    parser.add_argument("--minutes", type=float, default=150, help="begin nothing after so long (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="of each process (default: %(default)s)")
+    parser.add_argument("--budget", action="store_true", help="print the budget and do nothing")
+    parser.add_argument("--report", action="store_true", help="report what is known and compute nothing")
+    args = parser.parse_args()
+    if args.budget:
+        print(budget(), end="")
+        return
+    torch.set_num_threads(args.threads)
+    for network in args.networks.split(","):
+        done = True
+        if not args.report:
+            arena = Arena(shootout(network, args.data, args.weights), args.work / network, resume=True)
+            done = arena.run(say=lambda text: print(text, flush=True), minutes=args.minutes)
+        elif not (args.work / network).exists():
+            continue
+        print(network, keep(network, args.work), sep="\n\n")
+        if not done:
+            print("not finished; the same command goes on")
+            break
+
+
+if __name__ == "__main__":
+    main()
