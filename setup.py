@@ -42,6 +42,7 @@ setup(
         "pydantic>=2.6",
         "pyyaml>=6.0",
         "safetensors>=0.4",
+        "threadpoolctl>=3.1",
         "tqdm>=4.66",
     ],
     extras_require={
