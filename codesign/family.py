@@ -113,3 +113,12 @@ def family(name: str) -> AbstractFamily:
 
 #: Kinds of spaces that a run can search.
 FAMILIES = ("mobilenetv2", "bits")
+
+
+def plain(value: Any) -> Any:
+    """Values as YAML writes them."""
+    if isinstance(value, Mapping):
+        return {str(name): plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return value

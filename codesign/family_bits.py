@@ -10,8 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from codesign.family import AbstractFamily, Progress
-from codesign.family_mobilenetv2 import plain
+from codesign.family import AbstractFamily, Progress, plain
 from codesign.space import Arch, BitwidthSpace
 from hwmodels.config import from_fields
 from hwmodels.workload import Workload
@@ -119,17 +118,10 @@ class BitsFamily(AbstractFamily):
         return dataclasses.replace(spec, network_settings={**spec.network_settings, "input_shape": list(shape)})
 
     def space(self, spec: RunSpec) -> BitwidthSpace:
-        settings = _settings(spec)
-        if settings.input_shape is None:
-            raise ValueError("Network: input_shape must be known; load the data first, or set it.")
-        workload, quantizable = _traced(str(spec.network), settings.input_shape, settings.classes)
-        floats = _float_layers(spec, settings, workload, quantizable)
-        given = {**spec.space_settings}
-        pinned = dict.fromkeys(floats, settings.float_bits) | dict(given.pop("pinned", {}))
-        fields = {"bits": BITS, **given}
-        return BitwidthSpace(
-            workload, tuple(fields.pop("bits")), _pairs(pinned, workload), fields.pop("input_bits", None), **fields
-        )
+        settings, workload, floats = _read(spec)
+        given = {"bits": BITS, **spec.space_settings}
+        pinned = {**dict.fromkeys(floats, settings.float_bits), **given.pop("pinned", {})}
+        return BitwidthSpace(workload, tuple(given.pop("bits")), _pairs(pinned, workload), **given)
 
     def task(
         self, spec: RunSpec, data: Data, folder: Path, place: torch.device, progress: Progress | None = None
@@ -165,8 +157,7 @@ class BitsFamily(AbstractFamily):
         return network
 
     def layer_bits(self, spec: RunSpec, arch: Arch) -> dict[str, tuple[int, int]]:
-        space = self.space(spec)
-        return _quantized_bits(spec, space, arch)
+        return _quantized_bits(spec, self.space(spec), arch)
 
     def reads(self, spec: RunSpec) -> tuple[tuple[int, ...], int]:
         settings = _settings(spec)
@@ -189,7 +180,7 @@ class BitsFamily(AbstractFamily):
 
         _, whole = reference(problem)
         rows = []
-        for name, limit in problem.limits.items():
+        for name, limit in problem.limits.items() if whole else ():
             least = problem.reachable(name).low
             share = (limit - least) / (whole[name] - least) if whole[name] != least else 1.0
             rows.append((
@@ -217,8 +208,7 @@ class BitsFamily(AbstractFamily):
         from codesign.quant import quantize
         from codesign.torch_networks import load_module
 
-        settings = _settings(spec)
-        floats = set(_float_layers(spec, settings, *_traced(str(spec.network), *_shape(settings), settings.classes)))
+        settings, _, floats = _read(spec)
         widths = {bits for name, some in space.bitwidths.items() if name not in floats for bits in some}
         return quantize(
             load_module(str(spec.network), settings.classes), _quantized_bits(spec, space, arch),
@@ -248,10 +238,19 @@ def _settings(spec: RunSpec) -> NetworkSettings:
     return settings
 
 
-def _shape(settings: NetworkSettings) -> tuple[tuple[int, ...]]:
+def _read(spec: RunSpec) -> tuple[NetworkSettings, Workload, tuple[str, ...]]:
+    """The settings, the workload, and the layers that stay in float.
+
+    Raises
+    ------
+    ValueError
+        Where the shape of an image is not known yet, and as of `_float_layers`.
+    """
+    settings = _settings(spec)
     if settings.input_shape is None:
         raise ValueError("Network: input_shape must be known; load the data first, or set it.")
-    return (settings.input_shape,)
+    workload, quantizable = _traced(str(spec.network), settings.input_shape, settings.classes)
+    return settings, workload, _float_layers(spec, settings, workload, quantizable)
 
 
 @lru_cache(maxsize=8)
@@ -318,8 +317,7 @@ def _pairs(pinned: Mapping[str, Any], workload: Workload) -> dict[str, Any]:
 
 def _quantized_bits(spec: RunSpec, space: BitwidthSpace, arch: Arch) -> dict[str, tuple[int, int]]:
     """Bits of the layers that are quantized."""
-    settings = _settings(spec)
-    floats = _float_layers(spec, settings, *_traced(str(spec.network), *_shape(settings), settings.classes))
+    _, _, floats = _read(spec)
     return {name: bits for name, bits in space.layer_bits(arch).items() if name not in floats}
 
 

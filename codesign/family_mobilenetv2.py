@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from codesign.family import AbstractFamily, Progress
+from codesign.family import AbstractFamily, Progress, plain
 from codesign.nets.mobilenetv2 import PRESETS, MobileNetV2Space
 from codesign.space import Arch
 from hwmodels.config import from_fields
@@ -121,12 +121,3 @@ def _weights(source: str) -> Path:
         f"Supernet {source!r}: there must be a supernet's weights, got none at "
         f"{' or '.join(map(str, places[:2] if path.is_dir() else places[2:]))}."
     )
-
-
-def plain(value: Any) -> Any:
-    """Values as YAML writes them."""
-    if isinstance(value, Mapping):
-        return {str(name): plain(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    return value

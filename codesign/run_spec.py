@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from codesign.describe import differences
-from codesign.family import family
-from codesign.family_mobilenetv2 import plain
+from codesign.family import family, plain
 from codesign.run_directory import Lock, RunDirectoryError, write_atomically
 from codesign.space import AbstractSpace, Arch
 from codesign.trial import LOG_NAME, Trial, best_trial, load_trials

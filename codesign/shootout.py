@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from codesign.accuracy import evaluate
-from codesign.family import family
-from codesign.family_mobilenetv2 import plain
+from codesign.family import family, plain
 from codesign.launch import Metrics, prepared, reachable, search_with, shared_weights
 from codesign.network_task import NetworkTask
 from codesign.problem import Problem

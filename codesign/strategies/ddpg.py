@@ -226,7 +226,7 @@ def on_one_thread() -> AbstractContextManager[Any]:
     """
     from threadpoolctl import threadpool_limits
 
-    return threadpool_limits(1, user_api="blas")  # type: ignore[no-any-return]
+    return threadpool_limits(1, user_api="blas")
 
 
 def adam(network: Floats, gradient: Floats, rate: float, soft_update: float, step: int) -> None:

@@ -41,7 +41,7 @@ def mixed(x: Tensor, quantizers: nn.ModuleDict, mixture: Mixture) -> Tensor:
 
 
 class RelaxedNetwork(nn.Module):
-    """A network whose searched layers run at mixtures of bitwidths; others at the bits that the space gives them.
+    """A network whose searched layers run at mixtures of bitwidths; pinned ones run at their bits, or in float.
 
     Parameters
     ----------
@@ -56,8 +56,10 @@ class RelaxedNetwork(nn.Module):
     def __init__(self, network: nn.Module, space: BitwidthSpace) -> None:
         super().__init__()
         self.network, self.space = network, space
+        floats = {name for name in space.pinned if name not in dict(quantized_layers(network))}
         for bits in space.bits:  # raises for layers and bitwidths that are not there
-            set_bits(network, space.layer_bits(space.uniform(bits)))
+            pairs = space.layer_bits(space.uniform(bits)).items()
+            set_bits(network, {name: pair for name, pair in pairs if name not in floats})
         self._layers = {name: layer for name, layer in quantized_layers(network) if name in space.searched}
         for layer in self._layers.values():
             layer.weight_bits = None

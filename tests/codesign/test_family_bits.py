@@ -135,6 +135,8 @@ def test_weight_bits_alone_and_layers_in_float(place, capsys):
     assert codesign(command + "--out m") == 0
     run = load_run(place / "m")
     assert run.spec.space().layer_bits(run.trial().arch)["up"] == (8, 8)
+    gradients = command.replace("random", "dnas") + "--strategy-set steps=4 --limit energy_j=0.9x "
+    assert codesign(gradients + "--supernet-set batch_size=32 --out g") == 0
 
 
 def mixed():
