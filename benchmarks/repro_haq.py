@@ -4,7 +4,7 @@
     python benchmarks/repro_haq.py --report
 
 The data are an ``.npz`` with ``x`` (n, 224, 224, 3) or (n, 3, 224, 224), bytes, and ``y``; 100 images calibrate, 150
-are searched on, and the rest is for the report. ``--rotate`` turns images by 180 degrees for weights that were stored so.
+are searched on, and the rest is for the report. ``--rotate`` turns images by 180 degrees, for weights stored so.
 With so few images, errors are relative: beside them stands the divergence of the outputs from those of the float
 network (the mean Kullback-Leibler divergence, in nats), and 95 % bootstrap intervals of both.
 
