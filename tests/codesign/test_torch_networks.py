@@ -76,7 +76,7 @@ def test_weights_of_another_network_are_refused_with_what_differs(tmp_path):
     with pytest.raises(ValueError, match=re.escape(expected + "and not 10x64.")):
         load_weights(wanted, path, "my net")
     save_file(tensors(CifarResNet(14)), path)
-    with pytest.raises(ValueError, match="unknown: .* and 26 more"):
+    with pytest.raises(ValueError, match=r"unknown: .* and 26 more"):
         load_weights(wanted, path)
 
 
