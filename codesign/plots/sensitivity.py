@@ -37,6 +37,7 @@ def plot_sensitivity(found: Sensitivities, ax: Axes | None = None) -> Axes:
         names += [f"inputs {found.bits[i]}" for i in fewer]
     values = np.maximum(np.array(rows), LEAST)
     image = ax.imshow(values, aspect="auto", cmap="magma_r", norm=LogNorm(LEAST, max(values.max(), 10 * LEAST)))
+    ax.grid(False)
     ax.set_yticks(range(len(names)), names, fontsize=8)
     ax.set_xticks(range(n), found.layers, rotation=90, fontsize=7)
     if len(names) > len(fewer):
