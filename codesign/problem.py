@@ -294,6 +294,36 @@ class Problem:
             low, high = (low, middle) if self.feasible(point(middle)) else (middle, high)
         return point(high)
 
+    def fill(self, arch: Arch, policy: Floats, least: float = 0.0) -> Arch:
+        """A candidate above ``arch``, which meets every limit, that makes use of the room that limits leave.
+
+        Parameters
+        ----------
+        arch : tuple of int
+        policy : ndarray, shape (n_fields, n_values)
+            Probability of each value of each field (`AbstractSpace.split`).
+        least : float
+            Fields are raised where the probability of larger values is above this.
+
+        Notes
+        -----
+        One field at a time is raised by one value, each time the one that most probably has a larger one, until no
+        such step meets all limits.
+        """
+        if not self.limits:
+            return arch
+        best, counts = np.array(self.space.split(arch)), np.array(self.space.field_counts)
+        above = np.cumsum(policy[:, ::-1], axis=1)[:, ::-1]  # of a value and larger ones
+        while True:
+            up = np.flatnonzero(best < counts - 1)
+            worth = above[up, best[up] + 1]
+            up = up[np.argsort(-worth, kind="stable")][: int((worth > least).sum())]
+            tried = [self.space.join(best + (np.arange(len(best)) == i)) for i in up]
+            fits = (self.usages(tried) <= 1).all(axis=1) if tried else np.zeros(0, dtype=bool)
+            if not fits.any():
+                return self.space.join(best)
+            best[up[fits.argmax()]] += 1
+
     def reachable(self, metric: str) -> Reach:
         """The range of a metric over the space, limits left aside; exact where it is a sum over a table.
 

@@ -50,6 +50,9 @@ class MPNAS(AbstractTrainer):
         Weight of the policy's entropy (in nats, the mean over fields), which falls linearly to 0.
     weight_learning_rate : float
         Peak rate of the shared weights while they are trained on.
+    fill : float
+        What is offered is given larger values again where the limits leave room and the policy gives them more than
+        this probability (`Problem.fill`). 1: nothing is.
 
     Notes
     -----
@@ -68,7 +71,8 @@ class MPNAS(AbstractTrainer):
 
     The slides give neither :math:`\lambda`, :math:`k`, temperatures, baseline, optimiser nor batch size: all are
     parameters here. :math:`\lambda` follows what PLiNIO does for a hinge. What is offered for evaluation is the most
-    likely network and samples, each moved within the limits (`Problem.project`), so every trial is feasible.
+    likely network and samples, each moved within the limits (`Problem.project`), so every trial is feasible, and then
+    filled up, as the hinge leaves room below a limit.
 
     References
     ----------
@@ -91,6 +95,7 @@ class MPNAS(AbstractTrainer):
     ramp: float = 0.5
     entropy: float = 0.01
     weight_learning_rate: float = 0.01
+    fill: float = 0.1
 
     def __post_init__(self) -> None:
         for name, known in (("task", ("gumbel", "reinforce")), ("cost", ("reinforce", "expected"))):

@@ -205,15 +205,7 @@ class Training(AbstractTraining):
         """
         if not self.problem.limits:
             return arch
-        best = np.array(self.problem.project(arch, self.rng))
-        while True:
-            up = np.flatnonzero(best < policies.shape[1] - 1)
-            tried = best + np.eye(len(best), dtype=best.dtype)[up]
-            fits = (self.problem.usages(tried) <= 1).all(axis=1) if len(up) else np.zeros(0, dtype=bool)
-            if not fits.any():
-                return tuple(best.tolist())
-            above = np.array([policies[i, best[i] + 1 :].sum() for i in up])
-            best = tried[np.where(fits, above, -1.0).argmax()]
+        return self.problem.fill(self.problem.project(arch, self.rng), policies, least=-1.0)
 
     def policies(self) -> Floats:
         """Probability of each option of each choice; shape (n_choices, n_options)."""

@@ -122,6 +122,28 @@ class Contended(Roofline):
         return [*layers, max(layers, key=lambda cost: cost.latency_s)]
 
 
+def test_filling_leaves_no_room_that_the_policy_would_use():
+    toy = problem(limit=0.5)
+    rng = np.random.default_rng(0)
+    policy = rng.dirichlet(np.ones(3), size=6)
+    policy[2] = (1.0, 0.0, 0.0)
+    for _ in range(10):
+        start = toy.project(toy.space.sample(rng), rng)
+        full = np.array(toy.fill(start, policy, least=0.05))
+        assert toy.feasible(tuple(full)) and (full >= start).all() and full[2] == start[2]
+        for i in np.flatnonzero(full < 2):
+            if policy[i, full[i] + 1 :].sum() > 0.05:
+                assert not toy.feasible(tuple(full + (np.arange(6) == i)))
+    assert toy.fill(start, policy, least=1.0) == start
+    free = problem(limit=None)
+    assert free.fill(start, policy) == start
+    certain = np.tile((0.0, 0.0, 1.0), (6, 1))
+    certain[3] = (0.1, 0.0, 0.9)
+    first = toy.fill((0,) * 6, certain)
+    one = [toy.feasible(tuple(int(i == j) for j in range(6))) for i in range(6)]
+    assert sum(first) > 0 and (first[0] > 0) == one[0]  # of equal ones the first is raised first
+
+
 @pytest.mark.parametrize("chip", [Roofline(), Contended(), Roofline(buffer_bits=4 * 20 * 24)])
 def test_costs_are_those_of_the_simulator_with_a_table_and_without(chip):
     space = BitwidthSpace(network(2))
