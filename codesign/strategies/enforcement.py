@@ -30,7 +30,7 @@ def sweep_down(problem: Problem, arch: Arch) -> Arch:
     References
     ----------
     Wang, Liu, Lin, Lin and Han, "HAQ: Hardware-Aware Automated Quantization with Mixed Precision", CVPR 2019,
-    section 3.3; the order is that of the authors' program.
+    section 3, on resource constraints; the order is that of the authors' program.
     """
     rounds = max(arch)
     down = [(c, -1) for r in range(rounds) for c in reversed(range(len(arch))) if arch[c] > r]
