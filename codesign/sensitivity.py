@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -44,6 +45,16 @@ class Sensitivities:
         rows = np.asarray(archs).reshape(len(archs), len(self.layers), -1)  # type: ignore[arg-type]
         inputs = rows[:, :, 1] if rows.shape[2] == 2 else 0
         return self.base_loss + self.increase[np.arange(len(self.layers)), rows[:, :, 0], inputs].sum(axis=1)
+
+    def monotone(self) -> Sensitivities:
+        """The same where fewer bits never lose less, nor less than nothing.
+
+        What was measured otherwise is mostly noise of few images; each entry is raised to the largest that is measured
+        with as many bits or more for both operands.
+        """
+        raised = np.maximum(self.increase, 0.0)[:, ::-1, ::-1]
+        raised = np.maximum.accumulate(np.maximum.accumulate(raised, axis=1), axis=2)
+        return dataclasses.replace(self, increase=raised[:, ::-1, ::-1].copy())
 
     def factors(self, space: BitwidthSpace) -> list[tuple[tuple[int, int], Floats]]:
         """The increase as an objective for `codesign.knapsack.knapsack`.

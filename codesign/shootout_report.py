@@ -163,9 +163,10 @@ class ShootoutReport:
                 if errors:
                     found.append((scale * float(np.median(costs)), float(np.median(errors)), min(errors), max(errors)))
             if found:
+                marker = MARKERS[(n + n // len(COLORS)) % len(MARKERS)]  # another one where colours begin again
                 x, y, low, high = np.array(sorted(found)).T
                 ax.errorbar(
-                    x, y, (y - low, high - y), color=COLORS[n % len(COLORS)], marker=MARKERS[n % len(MARKERS)],
+                    x, y, (y - low, high - y), color=COLORS[n % len(COLORS)], marker=marker,
                     markersize=5, linewidth=1, capsize=2, label=name, zorder=2,
                 )  # fmt: skip
         ax.set_xlabel(label)

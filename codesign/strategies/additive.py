@@ -41,19 +41,24 @@ class AbstractAdditive(AbstractTrainer):
     pairs : bool
         Measure each pair of bitwidths of a layer; else weights and inputs apart
         (`codesign.sensitivity.layer_sensitivities`).
+    monotone : bool
+        Take fewer bits never to lose less (`Sensitivities.monotone`). Measured on few images, some seem to gain, and
+        the least sum then lies where no limit asks for it.
     checks : int
         Random candidates on which it is measured how additive the sensitivities are; at least 2.
 
     Notes
     -----
     First the sensitivities are measured, layer by layer, and nothing is offered meanwhile. Then comes the best
-    candidate by their sum; after it those that differ from the best one evaluated so far in one bitwidth, or in one
+    candidate by their sum, and the widest uniform bits within the limits, both filled up (`Problem.fill`); after them
+    those that differ from the best one evaluated so far in one bitwidth, or in one
     that is raised by a step and one that is lowered, by their predicted loss. Those are what the sum may have wrong.
     """
 
     images: int | None = None
     statistics: int | None = None
     pairs: bool = True
+    monotone: bool = True
     checks: int = 20
 
     def __post_init__(self) -> None:
@@ -184,7 +189,8 @@ class _Training(AbstractTraining):
     def found(self) -> Sensitivities:
         from codesign.sensitivity import Sensitivities
 
-        return Sensitivities(self.space.searched, self.space.bits, float(self.base_loss or 0.0), self.increase)
+        found = Sensitivities(self.space.searched, self.space.bits, float(self.base_loss or 0.0), self.increase)
+        return found.monotone() if self.strategy.monotone and self.centre is not None else found
 
     def advance(self) -> dict[str, float]:
         from codesign.sensitivity import additivity, layer_sensitivities, widest_loss
@@ -201,18 +207,31 @@ class _Training(AbstractTraining):
             return {"layers_measured": float(len(self.increase) - len(unknown) + 1)}
         archs = [self.space.sample(self.rng) for _ in range(self.strategy.checks)]
         check = additivity(self.found, self._measure, self.space, archs)
-        self.centre, said = self.strategy.best(self.problem, self.found)
+        arch, said = self.strategy.best(self.problem, self.found.monotone() if self.strategy.monotone else self.found)
+        self.centre = self._filled(arch)
         return {"r2": check.r2, "tau": check.tau, **said}
 
     def offer(self, n: int) -> list[Arch]:
         if self.centre is None:
             return []
-        archs = [] if self.centre in self.seen else [self.centre]
-        archs += itertools.islice(self._neighbours(self.centre), n - len(archs))
+        first = [self.centre, *self._uniform()] if not self.seen else []
+        archs = list(dict.fromkeys(first))[:n]
+        archs += itertools.islice(self._neighbours(self.centre, self.seen | set(archs)), n - len(archs))
         archs += [self.problem.project(self.space.sample(self.rng), self.rng) for _ in range(n - len(archs))]
         return archs
 
-    def _neighbours(self, centre: Arch) -> Iterable[Arch]:
+    def _uniform(self) -> list[Arch]:
+        """The widest uniform bits within the limits, filled up; none where even the narrowest are over one."""
+        for bits in reversed(self.space.bits):
+            if self.problem.feasible(self.space.uniform(bits)):
+                return [self._filled(self.space.uniform(bits))]
+        return []
+
+    def _filled(self, arch: Arch) -> Arch:
+        even = np.full((len(self.space.choices), len(self.space.bits)), 1 / len(self.space.bits))
+        return self.problem.fill(arch, even)
+
+    def _neighbours(self, centre: Arch, taken: set[Arch]) -> Iterable[Arch]:
         """Archs within the limits near one, that were not evaluated, by their predicted loss."""
         here, counts = np.array(centre), np.array(self.space.option_counts)
         units = np.eye(len(here), dtype=np.int64)
@@ -224,7 +243,7 @@ class _Training(AbstractTraining):
         archs = archs[feasible & (archs != here).any(axis=1)]
         for i in np.argsort(self.found.predict(archs), kind="stable") if len(archs) else ():
             arch = tuple(int(option) for option in archs[i])
-            if arch not in self.seen:
+            if arch not in taken:
                 yield arch
 
     def tell(self, trials: Sequence[Trial]) -> None:

@@ -28,14 +28,20 @@ def test_it_measures_first_and_offers_the_best_by_the_sum_first(small, strategy)
     said = {}
     trials = search(small, strategy, 5, batch_size=5, metrics=lambda n, values: said.update(values))
     found = sensitivities(small.accuracy, small.space)
-    best, _ = strategy.best(small, found)
-    assert trials[0].arch == best and all(trial.feasible for trial in trials)
+    best, _ = strategy.best(small, found.monotone())
+    even = np.full((len(small.space.choices), 3), 1 / 3)
+    widest = max(bits for bits in BITS if small.feasible(small.space.uniform(bits)))
+    assert trials[0].arch == small.fill(best, even)
+    assert small.fill(small.space.uniform(widest), even) in [trial.arch for trial in trials[:2]] and all(
+        trial.feasible for trial in trials
+    )
     assert len({trial.arch for trial in trials}) == 5
     assert said["layers_measured"] == len(small.space.searched) and -1 <= said["tau"] <= 1 and said["r2"] <= 1
     if isinstance(strategy, Milp):
         feasible = [a for a in itertools.product(range(3), repeat=len(small.space.choices)) if small.feasible(a)]
-        assert found.predict([best])[0] == pytest.approx(found.predict(feasible).min()) and said["gap"] <= 1e-6
-        assert best == knapsack(small.table, found.factors(small.space), small.limits).arch
+        raised = found.monotone()
+        assert raised.predict([best])[0] == pytest.approx(raised.predict(feasible).min()) and said["gap"] <= 1e-6
+        assert best == knapsack(small.table, raised.factors(small.space), small.limits).arch
 
 
 def test_neighbours_come_by_their_predicted_loss_around_the_best_so_far(small):

@@ -123,6 +123,13 @@ def test_as_an_objective_they_give_the_arch_of_enumeration(case, found):
         found.factors(BitwidthSpace(space.network, (2, 8), pinned={"7": 8}))
 
 
+def test_monotone_ones_lose_no_less_with_fewer_bits(found):
+    raised = found.monotone().increase
+    for layer, w, a in np.ndindex(raised.shape):
+        assert raised[layer, w, a] == max(0.0, found.increase[layer, w:, a:].max())
+    assert (found.increase < 0).any() and found.monotone().base_loss == found.base_loss
+
+
 def test_where_input_bits_are_fixed_they_are_those_of_weights(case, tmp_path):
     network, space, statistics, data = case
     weights = BitwidthSpace(space.network, BITS, space.pinned, input_bits=4)
