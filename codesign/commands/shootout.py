@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 EXAMPLE = """
 codesign shootout resnet20 --weights w.safetensors --data cifar10.npz --out runs/s
-codesign shootout resnet20 --weights w.safetensors --data cifar10.npz --strategies milp,haq,random \\
-    --limit energy_j=50% --limit energy_j=0.5x,latency_s=0.6x --evaluations 200 --out runs/s
 codesign shootout --out runs/s --resume
+codesign shootout my_nets:build --weights w.safetensors --strategies milp,haq --out b
+codesign shootout resnet20 --weights w.safetensors --limit energy_j=50% --out runs/c
 """
 LIMIT = (
     "of one search: energy_j=60%% (of the way from the cheapest to 8 bits) or energy_j=0.5x,latency_s=1ms; may be "
