@@ -6,6 +6,7 @@ import hashlib
 import json
 import platform
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from codesign.run_directory import Lock, RunDirectoryBusy, write_atomically
 Work = Callable[[], dict[str, Any]]
 
 
-class Jobs:
+class Jobs(ABC):
     """Jobs by name, whose results are values of a JSON file. A concrete experiment gives `jobs`.
 
     Parameters
@@ -34,9 +35,9 @@ class Jobs:
         self.path, self.work, self.about = path, work, about
         work.mkdir(parents=True, exist_ok=True)
 
+    @abstractmethod
     def jobs(self) -> Iterator[tuple[str, Work]]:
         """Names and work in their order, as far as what they need is known."""
-        raise NotImplementedError
 
     @property
     def results(self) -> dict[str, Any]:

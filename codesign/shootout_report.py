@@ -174,7 +174,8 @@ class ShootoutReport:
         highest = [100 * self.error(kind, row) for row in self.rows]
         if any(not math.isnan(value) for value in highest):
             ax.set_ylim(0, min(100.0, 1.1 * float(np.nanmax(highest))))
-        ax.legend(fontsize=8, frameon=False)
+        if ax.get_legend_handles_labels()[0]:
+            ax.legend(fontsize=8, frameon=False)
         return ax
 
 

@@ -186,11 +186,16 @@ class _Training(AbstractTraining):
         }  # fmt: skip
 
     @property
-    def found(self) -> Sensitivities:
+    def measured(self) -> Sensitivities:
+        """The losses as they were measured."""
         from codesign.sensitivity import Sensitivities
 
-        found = Sensitivities(self.space.searched, self.space.bits, float(self.base_loss or 0.0), self.increase)
-        return found.monotone() if self.strategy.monotone and self.centre is not None else found
+        return Sensitivities(self.space.searched, self.space.bits, float(self.base_loss or 0.0), self.increase)
+
+    @property
+    def found(self) -> Sensitivities:
+        """The losses as they are taken to be."""
+        return self.measured.monotone() if self.strategy.monotone else self.measured
 
     def advance(self) -> dict[str, float]:
         from codesign.sensitivity import additivity, layer_sensitivities, widest_loss
@@ -206,8 +211,8 @@ class _Training(AbstractTraining):
             )
             return {"layers_measured": float(len(self.increase) - len(unknown) + 1)}
         archs = [self.space.sample(self.rng) for _ in range(self.strategy.checks)]
-        check = additivity(self.found, self._measure, self.space, archs)
-        arch, said = self.strategy.best(self.problem, self.found.monotone() if self.strategy.monotone else self.found)
+        check = additivity(self.measured, self._measure, self.space, archs)
+        arch, said = self.strategy.best(self.problem, self.found)
         self.centre = self._filled(arch)
         return {"r2": check.r2, "tau": check.tau, **said}
 

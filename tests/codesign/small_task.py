@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from tiny import few
 from torch import nn
 from torch.nn import functional
@@ -52,6 +54,15 @@ def _trained(n_train: int, epochs: int) -> tuple[nn.Sequential, Data]:
 
 
 @functools.cache
+def write_files(folder: Path) -> None:
+    """The trained network's weights ``w.safetensors`` and its data ``d.npz``, as a user has them."""
+    trained, data = _trained(512, 30)
+    save_file({name: tensor.clone() for name, tensor in trained.state_dict().items()}, folder / "w.safetensors")
+    parts = {"x_train": data.train.images, "y_train": data.train.labels}
+    parts |= {"x_test": data.search.images, "y_test": data.search.labels}
+    np.savez(folder / "d.npz", **{name: tensor.numpy() for name, tensor in parts.items()})
+
+
 def task(
     bits: tuple[int, ...] = BITS, input_bits: int | None = None, quantizer: str = "uniform", pinned: int = 8,
     n_train: int = 128, epochs: int = 4,

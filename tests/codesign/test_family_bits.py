@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from small_task import _trained
+from small_task import _trained, write_files
 
 from codesign.cli import main
 from codesign.export import load_export
@@ -31,11 +31,7 @@ class Mixed(nn.Module):
 def place(tmp_path, monkeypatch):
     """A folder with a network's code, its weights and its data, as a user has them."""
     (tmp_path / "my_small_nets.py").write_text(NETWORK)
-    trained, data = _trained(512, 30)
-    save_file({name: tensor.clone() for name, tensor in trained.state_dict().items()}, tmp_path / "w.safetensors")
-    images = {"x_train": data.train.images, "y_train": data.train.labels}
-    rest = {"x_test": data.search.images, "y_test": data.search.labels}
-    np.savez(tmp_path / "d.npz", **{name: tensor.numpy() for name, tensor in (images | rest).items()})
+    write_files(tmp_path)
     monkeypatch.chdir(tmp_path)
     yield tmp_path
     sys.modules.pop("my_small_nets", None)

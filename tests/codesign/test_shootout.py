@@ -4,8 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from safetensors.torch import save_file
-from small_task import _trained
+from small_task import write_files
 
 from codesign.cli import main
 from codesign.launch import prepared
@@ -24,11 +23,7 @@ ARGS = "--weights w.safetensors --data d.npz --normalize 0/1 --bits 2,4,8 --n-se
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    trained, data = _trained(512, 30)
-    save_file({name: tensor.clone() for name, tensor in trained.state_dict().items()}, tmp_path / "w.safetensors")
-    images = {"x_train": data.train.images, "y_train": data.train.labels}
-    rest = {"x_test": data.search.images, "y_test": data.search.labels}
-    np.savez(tmp_path / "d.npz", **{name: tensor.numpy() for name, tensor in (images | rest).items()})
+    write_files(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
