@@ -100,6 +100,7 @@ def plot_bits(workload: Workload, title: str | None = None, ax: Axes | None = No
     ax.axhline(0, color="black", linewidth=0.8)
     widths = sorted({bits for layer in layers for bits in (layer.weight_bits, layer.input_bits)})
     ax.set_yticks([*(-w for w in reversed(widths)), 0, *widths], [*map(str, reversed(widths)), "0", *map(str, widths)])
+    ax.tick_params(axis="y", labelsize=7)  # seven bitwidths each way
     ax.set_ylim(-1.15 * widths[-1], 1.45 * widths[-1])
     ax.set_ylabel("inputs  |  weights  (bits)")
     ax.legend(frameon=False, fontsize=8, ncols=2, loc="upper right")
