@@ -7,6 +7,7 @@ import yaml
 
 from codesign.run_directory import RunDirectoryError
 from codesign.run_spec import SPEC_NAME, RunSpec, load_run, open_run
+from codesign.strategies import STRATEGIES
 from codesign.trial import LOG_NAME, Trial
 
 SPEC = RunSpec(
@@ -143,3 +144,15 @@ def test_a_folder_without_a_run_names_the_runs_below(tmp_path):
     SPEC.write(tmp_path / "a")
     with pytest.raises(ValueError, match=r"there are runs in .*a\."):
         load_run(tmp_path)
+
+
+@pytest.mark.parametrize("strategy", ["haq", "cursor", "dnas", "fine_grained"])
+def test_the_preset_of_a_paper_can_be_asked_for_and_changed_in_part(strategy):
+    spec = RunSpec(family="bits", network="resnet20", weights="w", strategy=strategy,
+                   strategy_settings={"preset": "paper"})  # fmt: skip
+    paper = STRATEGIES[strategy].paper()
+    assert spec.search_strategy() == paper
+    assert RunSpec.from_fields(yaml.safe_load(spec.completed().to_yaml())) == spec.completed()
+    name = next(name for name, value in dataclasses.asdict(paper).items() if type(value) is int)
+    changed = dataclasses.replace(spec, strategy_settings={"preset": "paper", name: getattr(paper, name) + 1})
+    assert changed.search_strategy() == dataclasses.replace(paper, **{name: getattr(paper, name) + 1})
