@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import platform
@@ -90,6 +91,16 @@ class Jobs(ABC):
                     return True
                 time.sleep(5)
         return False
+
+
+def parser(description: str, work: str) -> argparse.ArgumentParser:
+    """The arguments that all experiments share; ``work`` is the default of ``--work``."""
+    shared = argparse.ArgumentParser(description=description)
+    shared.add_argument("--work", type=Path, default=Path(work), help="checkpoints and locks (default: %(default)s)")
+    shared.add_argument("--minutes", type=float, default=150, help="begin no job after so long (default: %(default)s)")
+    shared.add_argument("--threads", type=int, default=1, help="of each process (default: %(default)s)")
+    shared.add_argument("--report", action="store_true", help="report what is known and compute nothing")
+    return shared
 
 
 def short(value: Any) -> str:

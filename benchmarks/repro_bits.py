@@ -14,12 +14,12 @@ errors reported are those of the rest of the test file.
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
+from jobs import parser
 
 from codesign.run_directory import write_atomically
 from codesign.run_spec import RunSpec
@@ -86,16 +86,12 @@ def keep(network: str, work: Path) -> ShootoutReport:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", help="cifar10.npz, with x_train, y_train, x_test, y_test")
-    parser.add_argument("--weights", type=Path, help="folder of NETWORK_cifar10.safetensors")
-    parser.add_argument("--work", type=Path, default=Path("runs/repro_bits"), help="default: %(default)s")
-    parser.add_argument("--networks", default=",".join(NETWORKS), help="default: %(default)s")
-    parser.add_argument("--minutes", type=float, default=150, help="begin nothing after so long (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="of each process (default: %(default)s)")
-    parser.add_argument("--budget", action="store_true", help="print the budget and do nothing")
-    parser.add_argument("--report", action="store_true", help="report what is known and compute nothing")
-    args = parser.parse_args()
+    arguments = parser(__doc__.splitlines()[0], "runs/repro_bits")
+    arguments.add_argument("--data", help="cifar10.npz, with x_train, y_train, x_test, y_test")
+    arguments.add_argument("--weights", type=Path, help="folder of NETWORK_cifar10.safetensors")
+    arguments.add_argument("--networks", default=",".join(NETWORKS), help="default: %(default)s")
+    arguments.add_argument("--budget", action="store_true", help="print the budget and do nothing")
+    args = arguments.parse_args()
     if args.budget:
         print(budget(), end="")
         return

@@ -12,7 +12,6 @@ for a GPU. The work is cut into jobs that resume (`jobs.py`); the test set is re
 
 from __future__ import annotations
 
-import argparse
 import copy
 import dataclasses
 import math
@@ -24,7 +23,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from jobs import Jobs, Work, short
+from jobs import Jobs, Work, parser, short
 
 from codesign.accuracy import evaluate
 from codesign.data import Data, Normalization, load_data
@@ -254,15 +253,11 @@ def _sizes(space: BitwidthSpace, arch: Arch) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", choices=tuple(PRESETS), default="reduced")
-    parser.add_argument("--data", help="cifar10.npz")
-    parser.add_argument("--weights", help="resnet20_cifar10.safetensors")
-    parser.add_argument("--work", type=Path, default=Path("runs/repro_cursor"), help="default: %(default)s")
-    parser.add_argument("--minutes", type=float, default=150, help="begin no job after so long (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="of each process (default: %(default)s)")
-    parser.add_argument("--report", action="store_true", help="report what is known and compute nothing")
-    args = parser.parse_args()
+    arguments = parser(__doc__.splitlines()[0], "runs/repro_cursor")
+    arguments.add_argument("--preset", choices=tuple(PRESETS), default="reduced")
+    arguments.add_argument("--data", help="cifar10.npz")
+    arguments.add_argument("--weights", help="resnet20_cifar10.safetensors")
+    args = arguments.parse_args()
     torch.set_num_threads(args.threads)
     table = CursorTable(args.preset, args.data, args.weights, args.work)
     if not args.report and not table.run(args.minutes):

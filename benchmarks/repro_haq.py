@@ -14,7 +14,6 @@ short, and more where units are; what comes out here stands beside the roofline 
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from collections.abc import Iterator
 from functools import partial
@@ -24,7 +23,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from jobs import Jobs, Work, short
+from jobs import Jobs, Work, parser, short
 from torch.nn import functional
 
 from codesign.accuracy import scores_of
@@ -233,15 +232,11 @@ class HAQExperiment(Jobs):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", help="images, x and y, as .npz")
-    parser.add_argument("--weights", help="mobilenet_v2 as safetensors")
-    parser.add_argument("--rotate", action="store_true", help="turn images by 180 degrees")
-    parser.add_argument("--work", type=Path, default=Path("runs/repro_haq"), help="default: %(default)s")
-    parser.add_argument("--minutes", type=float, default=150, help="begin no job after so long (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="of each process (default: %(default)s)")
-    parser.add_argument("--report", action="store_true", help="report what is known and compute nothing")
-    args = parser.parse_args()
+    arguments = parser(__doc__.splitlines()[0], "runs/repro_haq")
+    arguments.add_argument("--data", help="images, x and y, as .npz")
+    arguments.add_argument("--weights", help="mobilenet_v2 as safetensors")
+    arguments.add_argument("--rotate", action="store_true", help="turn images by 180 degrees")
+    args = arguments.parse_args()
     torch.set_num_threads(args.threads)
     experiment = HAQExperiment(args.data, args.weights, args.work, args.rotate)
     if not args.report and not experiment.run(args.minutes):

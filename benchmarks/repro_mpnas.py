@@ -15,7 +15,6 @@ printed figure to stand beside ours.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jobs import Jobs, short
+from jobs import Jobs, parser, short
 from mpnas_report import Report
 from safetensors.torch import save_file
 
@@ -375,17 +374,11 @@ def budget(preset: Preset) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", choices=tuple(PRESETS), default="reduced")
-    parser.add_argument("--data-dir", help="folder with cifar10.npz or torchvision's files")
-    parser.add_argument(
-        "--work", type=Path, default=Path("runs/repro_mpnas"), help="checkpoints (default: %(default)s)"
-    )
-    parser.add_argument("--minutes", type=float, default=150, help="begin no job after so long (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="of each process (default: %(default)s)")
-    parser.add_argument("--budget", action="store_true", help="print the budget and do nothing")
-    parser.add_argument("--report", action="store_true", help="report what is known and compute nothing")
-    args = parser.parse_args()
+    arguments = parser(__doc__.splitlines()[0], "runs/repro_mpnas")
+    arguments.add_argument("--preset", choices=tuple(PRESETS), default="reduced")
+    arguments.add_argument("--data-dir", help="folder with cifar10.npz or torchvision's files")
+    arguments.add_argument("--budget", action="store_true", help="print the budget and do nothing")
+    args = arguments.parse_args()
     if args.budget:
         print(budget(PRESETS[args.preset]), end="")
         return
