@@ -30,16 +30,20 @@ class Report:
     uniform : mapping
         Archs of the fixed network by bitwidth.
     data : str
+    seeds : sequence of int
     """
 
-    def __init__(self, results: Mapping[str, Any], final_name: Any, uniform: Mapping[int, Any], data: str) -> None:
+    def __init__(
+        self, results: Mapping[str, Any], final_name: Any, uniform: Mapping[int, Any], data: str, seeds: Sequence[int]
+    ) -> None:
         self.results, self.data = results, data
         self.arms: dict[str, dict[int, list[Point]]] = {}
-        for bits, arch in uniform.items():
-            self._add("uniform bits", 0, final_name(data, arch, 0, None), {"name": f"uniform {bits} bits"})
-        for share, bits in results.get(f"knapsack/{data}", {"bits": {}})["bits"].items():
-            found = final_name(data, uniform[max(uniform)], 0, bits)
-            self._add("knapsack bits", 0, found, {"name": f"knapsack, {share}x", "limit": float(share)})
+        for seed in seeds:
+            for bits, arch in uniform.items():
+                self._add("uniform bits", seed, final_name(data, arch, seed, None), {"name": f"uniform {bits} bits"})
+            for share, bits in results.get(f"knapsack/{data}", {"bits": {}})["bits"].items():
+                found = final_name(data, uniform[max(uniform)], seed, bits)
+                self._add("knapsack bits", seed, found, {"name": f"knapsack, {share}x", "limit": float(share)})
         for job, found in results.items():
             kind, _, rest = job.partition("/")
             if kind == "search" and rest.startswith(f"{data}/"):
@@ -82,16 +86,19 @@ class Report:
     def _against_fixed(self) -> str:
         """For each fixed network the best of each arm at no more energy, and the least energy at no more error."""
         rows = []
-        for fixed in (*self.points("uniform bits"), *self.points("knapsack bits")):
+        fixed = [*self.points("uniform bits"), *self.points("knapsack bits")]
+        for name in dict.fromkeys(point["name"] for point in fixed):
+            by_seed = {point["seed"]: point for point in fixed if point["name"] == name}
             for arm in SEARCHED:
                 gains, ratios = [], []
-                for found in self.arms.get(arm, {}).values():
-                    errors = [p["error"] for p in found if p["energy_j"] <= fixed["energy_j"]]
-                    energies = [p["energy_j"] for p in found if p["error"] <= fixed["error"]]
-                    gains.append(100 * (fixed["error"] - min(errors)) if errors else np.nan)
-                    ratios.append(fixed["energy_j"] / min(energies) if energies else np.nan)
+                for seed, found in self.arms.get(arm, {}).items():
+                    one = by_seed.get(seed, by_seed[min(by_seed)])
+                    errors = [p["error"] for p in found if p["energy_j"] <= one["energy_j"]]
+                    energies = [p["energy_j"] for p in found if p["error"] <= one["error"]]
+                    gains.append(100 * (one["error"] - min(errors)) if errors else np.nan)
+                    ratios.append(one["energy_j"] / min(energies) if energies else np.nan)
                 if gains:
-                    rows.append((fixed["name"], arm, len(gains), _spread(gains, "+.2f"), _spread(ratios, ".2f", "x")))
+                    rows.append((name, arm, len(gains), _spread(gains, "+.2f"), _spread(ratios, ".2f", "x")))
         if not rows:
             return ""
         header = ("against", "arm", "seeds", "points of accuracy at no more energy", "energy ratio at no less accuracy")

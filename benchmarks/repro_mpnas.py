@@ -74,8 +74,8 @@ class Preset:
     batch_size: int = 64
     seeds: tuple[int, ...] = (0, 1, 2)
     #: Energy, in shares of that of the fixed network at 8 bits. The bits of that network alone reach 0.33.
-    limits: tuple[float, ...] = (0.3, 0.45, 0.65, 0.85)
-    knapsack_limits: tuple[float, ...] = (0.36, 0.45, 0.6, 0.8)
+    limits: tuple[float, ...] = (0.22, 0.36, 0.54, 0.8)
+    knapsack_limits: tuple[float, ...] = (0.36, 0.54, 0.8)
     chip: BitFusion = dataclasses.field(default_factory=BitFusion)
     chip_fields: tuple[tuple[str, tuple[int, ...]], ...] = (("rows", (8, 16, 32)), ("dram_bits_per_cycle", (64, 192)))
     trainer_batch: int = 5
@@ -83,7 +83,9 @@ class Preset:
     @property
     def strategies(self) -> dict[str, AbstractStrategy]:
         """By name; each offers or asks for candidates in batches."""
-        steps = {"steps": self.policy_steps, "learning_rate": self.policy_rate, "temperature": self.temperature}
+        steps = {
+            "steps": self.policy_steps, "learning_rate": self.policy_rate, "temperature": self.temperature, "fill": 0.0,
+        }  # fmt: skip
         return {
             "mpnas": MPNAS(**steps), "gumbel": Gumbel(**steps), "reinforce": Reinforce(), "random": Random(),
             "nsga2": NSGA2(population=10),
@@ -112,11 +114,12 @@ _REDUCED_STAGES = tuple(
 PRESETS = {
     "reduced": Preset(
         MobileNetV2Space.preset("cifar", width=0.25, depth=0.5, stages=_REDUCED_STAGES, head_channels=320),
-        n_train=10_000, n_search=1000, supernet=SupernetTraining(5, 20, release=3.0), policy_steps=200,
-        policy_rate=0.3, temperature=0.5, sampler_trials=100, float_epochs=2, epochs=6,
+        n_train=10_000, n_search=1000, supernet=SupernetTraining(5, 35, release=1.0, sampling="coherent"),
+        policy_steps=160, policy_rate=0.3, temperature=0.5, sampler_trials=80, float_epochs=2, epochs=6,
     ),
     "full": Preset(
-        MobileNetV2Space.preset("cifar"), n_train=None, n_search=5000, supernet=SupernetTraining(40, 80),
+        MobileNetV2Space.preset("cifar"), n_train=None, n_search=5000,
+        supernet=SupernetTraining(40, 80, release=1.0, sampling="coherent"),
         policy_steps=4000, policy_rate=0.05, temperature=2.0, sampler_trials=600,
         float_epochs=60, epochs=60, batch_size=128,
     ),
@@ -167,6 +170,14 @@ class Experiment(Jobs):
         return Problem(space, accuracy, self.preset.chip, limits, supernet=task, objective="loss")
 
     # --- jobs ----------------------------------------------------------------------------------------------------
+
+    def trained_supernet(self, data: str, seed: int) -> dict[str, Any]:
+        """The shared weights of a seed, and what they give for the fixed network."""
+        begun = time.perf_counter()
+        network = self.supernet(data, seed)
+        seconds = time.perf_counter() - begun
+        scores = SupernetAccuracy(network, statistics_of(self.data(data).train), self.data(data).search)
+        return {"train_s": seconds, "fixed": scores(self.space(data).reference)}
 
     def search(self, data: str, strategy_name: str, limits: dict[str, float], seed: int) -> dict[str, Any]:
         """One search: its trials, the chosen network, and how it uses its limits by a full simulation."""
@@ -273,23 +284,29 @@ class Experiment(Jobs):
         first, *others = self.preset.seeds
         names = tuple(self.preset.strategies)
         compared = ("mpnas", "random", "nsga2")  # the claim that needs several seeds most comes first
-        yield from self._finals_of_fixed("cifar10")
+        for seed in self.preset.seeds:
+            yield f"supernet/cifar10/{seed}", partial(self.trained_supernet, "cifar10", seed)
+        yield from self._finals_of_fixed("cifar10", first)
         yield from self._searches("cifar10", names, first)
-        chip = partial(self.search, "cifar10", "mpnas", {"energy_j": 0.3, "area_mm2": 2.0}, first)
-        yield f"search/cifar10/mpnas-chip/0.3/{first}", chip
+        chip = partial(self.search, "cifar10", "mpnas", {"energy_j": 0.36, "area_mm2": 2.0}, first)
+        yield f"search/cifar10/mpnas-chip/0.36/{first}", chip
         yield from self._finals_of_searches("cifar10", names, first)
         yield "knapsack/cifar10", partial(self.knapsack, "cifar10", self.preset.knapsack_limits)
-        yield from self._finals_of_knapsack("cifar10")
+        yield from self._finals_of_knapsack("cifar10", first)
         yield f"tau/cifar10/{first}", partial(self.tau, "cifar10", first)
         for seed in others:
             yield from self._searches("cifar10", compared, seed)
             yield from self._finals_of_searches("cifar10", compared, seed)
-        yield from self._finals_of_fixed("fashion-mnist")
+            yield from self._finals_of_fixed("cifar10", seed)
+        yield f"supernet/fashion-mnist/{first}", partial(self.trained_supernet, "fashion-mnist", first)
+        yield from self._finals_of_fixed("fashion-mnist", first)
         yield from self._searches("fashion-mnist", ("mpnas",), first)
         yield from self._finals_of_searches("fashion-mnist", ("mpnas",), first)
         for seed in others:
             yield from self._searches("cifar10", names, seed)
             yield from self._finals_of_searches("cifar10", names, seed)
+            yield from self._finals_of_knapsack("cifar10", seed)
+            yield f"tau/cifar10/{seed}", partial(self.tau, "cifar10", seed)
 
     def _searches(self, data: str, names: Sequence[str], seed: int) -> Iterator[tuple[str, Callable[[], Any]]]:
         for limit in self.preset.limits:
@@ -303,20 +320,20 @@ class Experiment(Jobs):
         arch = tuple(arch)
         return f"final/{data}/{short([arch, bits])}/{seed}", partial(self.final, data, arch, seed, bits)
 
-    def _finals_of_fixed(self, data: str) -> Iterator[tuple[str, Callable[[], Any]]]:
+    def _finals_of_fixed(self, data: str, seed: int) -> Iterator[tuple[str, Callable[[], Any]]]:
         space = self.space(data)
         for bits in reversed(space.bits):
-            yield self._final(data, self.uniform(space, bits), self.preset.seeds[0])
+            yield self._final(data, self.uniform(space, bits), seed)
 
     @staticmethod
     def uniform(space: MobileNetV2Space, bits: int) -> Arch:
         """The fixed network at one bitwidth."""
         return space.uniform(space.blocks(space.reference)[0]._replace(weight_bits=bits, input_bits=bits))
 
-    def _finals_of_knapsack(self, data: str) -> Iterator[tuple[str, Callable[[], Any]]]:
+    def _finals_of_knapsack(self, data: str, seed: int) -> Iterator[tuple[str, Callable[[], Any]]]:
         found = self.results.get(f"knapsack/{data}", {"bits": {}})
         for bits in found["bits"].values():
-            yield self._final(data, self.space(data).reference, self.preset.seeds[0], bits)
+            yield self._final(data, self.space(data).reference, seed, bits)
 
     def _finals_of_searches(
         self, data: str, names: Sequence[str], seed: int
@@ -336,7 +353,7 @@ class Experiment(Jobs):
         for data in DATA_SETS:
             space = self.space(data)
             archs = {bits: self.uniform(space, bits) for bits in space.bits}
-            found = Report(self.results, lambda *final: self._final(*final)[0], archs, data)
+            found = Report(self.results, lambda *final: self._final(*final)[0], archs, data, self.preset.seeds)
             if found.points("uniform bits"):
                 text += f"\n# {data}\n\n{found}\n"
                 found.plot(RESULTS / f"{name}_{data}.png")

@@ -307,22 +307,27 @@ class Problem:
 
         Notes
         -----
-        One field at a time is raised by one value, each time the one that most probably has a larger one, until no
-        such step meets all limits.
+        One field at a time is raised by one value, each time the one for which the policy gives larger values most
+        probability for the share of the limits that the step takes, until no such step meets all limits.
         """
         if not self.limits:
             return arch
         best, counts = np.array(self.space.split(arch)), np.array(self.space.field_counts)
         above = np.cumsum(policy[:, ::-1], axis=1)[:, ::-1]  # of a value and larger ones
+        used = self.usages([arch])[0]
         while True:
             up = np.flatnonzero(best < counts - 1)
             worth = above[up, best[up] + 1]
-            up = up[np.argsort(-worth, kind="stable")][: int((worth > least).sum())]
-            tried = [self.space.join(best + (np.arange(len(best)) == i)) for i in up]
-            fits = (self.usages(tried) <= 1).all(axis=1) if tried else np.zeros(0, dtype=bool)
-            if not fits.any():
+            up, worth = up[worth > least], worth[worth > least]
+            if not up.size:
                 return self.space.join(best)
-            best[up[fits.argmax()]] += 1
+            usages = self.usages([self.space.join(best + (np.arange(len(best)) == i)) for i in up])
+            worth = worth / np.maximum((usages - used).max(axis=1), 1e-9)
+            worth[(usages > 1).any(axis=1)] = -math.inf
+            if worth.max() == -math.inf:
+                return self.space.join(best)
+            best[up[worth.argmax()]] += 1
+            used = usages[worth.argmax()]
 
     def reachable(self, metric: str) -> Reach:
         """The range of a metric over the space, limits left aside; exact where it is a sum over a table.

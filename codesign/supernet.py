@@ -57,8 +57,8 @@ class SupernetTraining:
     warmup : float
     momentum, weight_decay : float
         Of SGD with Nesterov's momentum; norms, biases and quantization steps do not decay.
-    sampling : {"uniform", "sandwich", "fair"}
-        The candidates of a step: one drawn uniformly; or the largest, the smallest and two drawn uniformly; or as
+    sampling : {"uniform", "coherent", "sandwich", "fair"}
+        The candidates of a step: one drawn uniformly; or one whose blocks resemble each other; or the largest, the smallest and two drawn uniformly; or as
         many as the field with most values has, among which each value of a field is equally frequent. Their
         gradients are averaged.
     clip_norm : float
@@ -89,7 +89,7 @@ class SupernetTraining:
     warmup: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 1e-4
-    sampling: Literal["uniform", "sandwich", "fair"] = "uniform"
+    sampling: Literal["uniform", "coherent", "sandwich", "fair"] = "uniform"
     clip_norm: float = 1.0
     precision: Precision = field(default_factory=Precision)
     checkpoint_steps: int = 200
@@ -142,7 +142,25 @@ def fair(space: AbstractSpace, rng: np.random.Generator, freedom: Freedom = 1.0)
     return [space.join(row) for row in rows]
 
 
-SAMPLING: dict[str, Callable[..., list[Arch]]] = {"uniform": uniform, "sandwich": sandwich, "fair": fair}
+def coherent(space: AbstractSpace, rng: np.random.Generator, freedom: Freedom = 1.0) -> list[Arch]:
+    """One candidate whose choices resemble each other.
+
+    Fields of one name, such as the expansion of every block, are drawn together: with the given probability they are
+    released, and else have their last value everywhere. Where they are, a value is drawn for all of them, from which
+    every second one departs.
+    """
+    counts, kinds = np.array(space.field_counts), [name.rpartition(".")[2] for name in space.field_names]
+    _, first, kind = np.unique(kinds, return_index=True, return_inverse=True)
+    free = np.broadcast_to(freedom, counts.shape)[first]
+    released, common = rng.random(len(first)) < free, rng.random(len(first))
+    own = rng.integers(counts)
+    drawn = np.where(rng.random(len(counts)) < 0.5, (common[kind] * counts).astype(np.int64), own)
+    return [space.join(np.where(released[kind], drawn, counts - 1))]
+
+
+SAMPLING: dict[str, Callable[..., list[Arch]]] = {
+    "uniform": uniform, "coherent": coherent, "sandwich": sandwich, "fair": fair
+}  # fmt: skip
 
 
 class Stopped(FloatingPointError):

@@ -1,3 +1,4 @@
+import dataclasses
 import logging
 import math
 import pickle
@@ -137,11 +138,13 @@ def test_filling_leaves_no_room_that_the_policy_would_use():
     assert toy.fill(start, policy, least=1.0) == start
     free = problem(limit=None)
     assert free.fill(start, policy) == start
+    start = (0,) * 6
     certain = np.tile((0.0, 0.0, 1.0), (6, 1))
-    certain[3] = (0.1, 0.0, 0.9)
-    first = toy.fill((0,) * 6, certain)
-    one = [toy.feasible(tuple(int(i == j) for j in range(6))) for i in range(6)]
-    assert sum(first) > 0 and (first[0] > 0) == one[0]  # of equal ones the first is raised first
+    singles = [tuple(int(i == j) for j in range(6)) for i in range(6)]
+    shares = toy.usages(singles)[:, 0] - toy.usages([start])[0, 0]
+    room = toy.limits["energy_j"] * (toy.usages([start])[0, 0] + 1.01 * shares.min())
+    tight = dataclasses.replace(toy, limits={"energy_j": room})
+    assert tight.fill(start, certain) == singles[int(shares.argmin())]  # of equal ones the cheapest is raised
 
 
 @pytest.mark.parametrize("chip", [Roofline(), Contended(), Roofline(buffer_bits=4 * 20 * 24)])
