@@ -58,9 +58,9 @@ class SupernetTraining:
     momentum, weight_decay : float
         Of SGD with Nesterov's momentum; norms, biases and quantization steps do not decay.
     sampling : {"uniform", "coherent", "sandwich", "fair"}
-        The candidates of a step: one drawn uniformly; or one whose blocks resemble each other; or the largest, the smallest and two drawn uniformly; or as
-        many as the field with most values has, among which each value of a field is equally frequent. Their
-        gradients are averaged.
+        The candidates of a step: one drawn uniformly; or one whose blocks resemble each other, as those of good
+        networks do; or the largest, the smallest and two drawn uniformly; or as many as the field with most values
+        has, among which each value of a field is equally frequent. Gradients of several are averaged.
     clip_norm : float
         Largest norm of the gradient.
     precision : Precision
@@ -89,7 +89,7 @@ class SupernetTraining:
     warmup: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 1e-4
-    sampling: Literal["uniform", "coherent", "sandwich", "fair"] = "uniform"
+    sampling: Literal["uniform", "coherent", "sandwich", "fair"] = "coherent"
     clip_norm: float = 1.0
     precision: Precision = field(default_factory=Precision)
     checkpoint_steps: int = 200

@@ -138,7 +138,7 @@ def add_search_arguments(parser: argparse.ArgumentParser, limit: str) -> None:
     group.add_argument(
         "--supernet-epochs", type=arguments.positive, default=GIVEN, metavar="N", help="epochs with quantizers"
     )
-    group.add_argument("--sampling", default=GIVEN, metavar="RULE", help="uniform, sandwich or fair")
+    group.add_argument("--sampling", default=GIVEN, metavar="RULE", help="coherent, uniform, sandwich or fair")
     group.add_argument("--precision", default=GIVEN, metavar="TYPE", help="float32, bfloat16 or float16")
     group.add_argument(
         "--supernet-set", action="append", default=GIVEN, metavar="FIELD=VALUE",

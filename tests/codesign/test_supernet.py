@@ -193,6 +193,25 @@ def test_uniform_sampling_draws_one_candidate_of_which_all_are_equally_likely():
         assert (abs(np.bincount(column, minlength=count) - expected) < 5 * expected**0.5).all()
 
 
+def test_coherent_sampling_draws_each_value_as_often_and_makes_blocks_resemble_each_other():
+    rng, n = np.random.default_rng(0), 2000
+    space = MobileNetV2Space.preset("tiny", stages=(Stage(8, 1, 2), Stage(16, 2, 1)))
+    rows = fields(space, [SAMPLING["coherent"](space, rng)[0] for _ in range(n)])
+    per_block = len(space.field_counts) // len(space.choices)
+    for i, count in enumerate(space.field_counts):
+        spread = 5 * (n / count) ** 0.5 * 1.5  # draws of one field are independent of each other
+        assert (abs(np.bincount(rows[:, i], minlength=count) - n / count) < spread).all()
+        for other in range(i + per_block, rows.shape[1], per_block):
+            alike = (rows[:, i] == rows[:, other]).mean()  # both take the common value, or agree by chance
+            assert alike == pytest.approx(1 / 4 + 3 / 4 / count, abs=5 * 0.5 / n**0.5)
+    half = np.where([name.endswith("_bits") for name in space.field_names], 0.0, 1.0)
+    rows = fields(space, [SAMPLING["coherent"](space, rng, half)[0] for _ in range(50)])
+    bits = half == 0
+    assert (rows[:, bits] == np.array(space.field_counts)[bits] - 1).all() and len(
+        np.unique(rows[:, ~bits], axis=0)
+    ) > 25
+
+
 def test_the_sandwich_rule_draws_the_largest_the_smallest_and_two_more():
     drawn = [SAMPLING["sandwich"](SPACE, np.random.default_rng(seed)) for seed in range(5)]
     assert all(archs[:2] == [SPACE.largest, SPACE.smallest] and len(archs) == 4 for archs in drawn)
@@ -416,7 +435,7 @@ def test_a_gradient_that_is_not_a_number_never_reaches_the_weights_and_many_in_a
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"sampling": "best"}, "sampling must be one of uniform, sandwich, fair, got 'best'"),
+        ({"sampling": "best"}, "sampling must be one of uniform, coherent, sandwich, fair, got 'best'"),
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
         ({"learning_rate": 0.0}, "learning_rate must be positive"),
     ],
