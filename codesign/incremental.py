@@ -13,7 +13,8 @@ from torch.nn import functional
 
 from codesign.accuracy import device_of, pixel_by_pixel, scores_of
 from codesign.data import Images
-from codesign.network_graph import NetworkGraph, Step
+from codesign.network_graph import Chain, NetworkGraph, Step
+from codesign.quant.byte_conv import ByteConv
 from codesign.quant.convert import mode, quantized_layers, recalibrate_batchnorm, set_bits
 from codesign.quant.layers import QuantConv2d, QuantizedLayer
 
@@ -65,20 +66,24 @@ class IncrementalNetwork:
         Images that BatchNorm statistics are renewed on for each assignment, all at once. None: they stay.
     most_bytes : int
         Of activations that are kept: the smallest ones first, where not all fit.
+    on_bytes : bool
+        Run convolutions of at most 8 bits as `ByteConv`, with the norm and the activation behind them, where the
+        processor can.
 
     Notes
     -----
     A value in the graph depends on the bits of the layers before it. Between two assignments only the values behind
     a layer whose bits changed are computed, from the inputs of quantized layers that were kept: little where the last
     layers change, all of the network where the first one does. Quantized weights are kept for each bitwidth. Scores
-    are those of `WholeNetwork`, and a function of the assignment alone, whatever came before.
+    are those of `WholeNetwork`, to rounding where convolutions run on bytes, and a function of the assignment alone,
+    whatever came before.
 
     Dropout is off while statistics are renewed.
     """
 
     def __init__(
         self, network: nn.Module, graph: NetworkGraph, images: Tensor, statistics: Tensor | None = None,
-        most_bytes: int = MOST_BYTES,
+        most_bytes: int = MOST_BYTES, on_bytes: bool = True,
     ) -> None:  # fmt: skip
         self._network, self._graph, self._most_bytes = copy.deepcopy(network).eval(), graph, most_bytes
         place = device_of(network)
@@ -94,6 +99,9 @@ class IncrementalNetwork:
         self._statistics = None if statistics is None else pixel_by_pixel(statistics.to(place))
         self._bits: dict[str, tuple[int | None, int | None]] = {}
         self._weights: dict[tuple[str, int | None], Tensor] = {}
+        self._byte_convs: dict[tuple[str, int | None, int | None], ByteConv | None] = {}
+        self._chains = graph.chains(self._network) if on_bytes else {}
+        self._activated_sums = graph.activated_sums(self._network)
         self._kept_of_chunks: list[dict[int, Any]] = [{} for _ in self._chunks]
         self._kept_of_statistics: dict[int, Any] = {}
         self._keep: frozenset[int] | None = None
@@ -151,16 +159,49 @@ class IncrementalNetwork:
             del kept[i]
         todo = self._graph.needed(wanted, kept)
         last_use = {source: i for i in todo for source in self._graph.steps[i].sources}
-        values = dict(kept)
+        values, chained = dict(kept), set[int]()
         for i in todo:
             step = self._graph.steps[i]
-            values[i] = self._value(i, step, values, images, batch_statistics)
+            if i in self._chains and not batch_statistics:
+                chain = self._chains[i]
+                found = self._chained(chain, values[step.sources[0]])
+                if found is not None:
+                    values[chain.steps[-1]] = found
+                    chained.update(chain.steps)
+            if i in self._activated_sums:
+                high = 6.0 if self._activated_sums[i] == "relu6" else None
+                values[i] = values[step.sources[0]].clamp_(0.0, high)
+            elif i not in chained:
+                values[i] = self._value(i, step, values, images, batch_statistics)
             if i in (self._keep or ()):
                 kept[i] = values[i]
             for source in step.sources:
                 if last_use[source] == i:
                     values.pop(source, None)
         return values.get(wanted[-1]) if wanted else None
+
+    def _chained(self, chain: Chain, x: Tensor) -> Tensor | None:
+        """The value of a chain by a convolution on bytes; None where it cannot be had so."""
+        convolution = self._byte_conv(chain.layer)
+        if convolution is None:
+            return None
+        if chain.norm is None:
+            return convolution(x, activation=chain.activation)
+        norm = self._modules[chain.norm]
+        scale = torch.rsqrt(norm.running_var + norm.eps)
+        if norm.weight is not None:
+            scale = scale * norm.weight
+        shift = -norm.running_mean * scale
+        return convolution(x, scale, shift if norm.bias is None else shift + norm.bias, chain.activation)
+
+    def _byte_conv(self, name: str) -> ByteConv | None:
+        """A convolution on bytes at the bits it has now; None where it does not fit."""
+        layer = self._layers[name]
+        key = name, layer.weight_bits, layer.input_bits
+        if key not in self._byte_convs:
+            fits = isinstance(layer, QuantConv2d) and ByteConv.fits(layer)
+            self._byte_convs[key] = ByteConv(layer) if fits else None  # type: ignore[arg-type]
+        return self._byte_convs[key]
 
     def _value(
         self, i: int, step: Step, values: Mapping[int, Any], images: Tensor, batch_statistics: bool = False
@@ -179,6 +220,10 @@ class IncrementalNetwork:
             return step.target(*args, **kwargs)
         module = self._modules[step.target]
         if isinstance(module, QuantizedLayer):
+            convolution = self._byte_conv(step.target) if self._chains else None
+            found = None if convolution is None else convolution(args[0])
+            if found is not None:
+                return found
             x, weight = module.quantized_input(args[0]), self._weight(step.target, module)
             if isinstance(module, QuantConv2d):
                 return module._conv_forward(x, weight, module.bias)

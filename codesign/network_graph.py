@@ -10,12 +10,34 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import fx, nn
+from torch.nn import functional
 
+from codesign.quant.byte_conv import Activation
 from codesign.quant.layers import QuantizedLayer
 
 
 class NotTraceable(ValueError):
     """A network whose graph cannot be read, so it must be run as a whole."""
+
+
+class Chain(NamedTuple):
+    """A convolution, the norm that alone reads it, if any, and the ReLU or ReLU6 that alone reads that, if any.
+
+    Attributes
+    ----------
+    layer : str
+        The name of the quantized layer.
+    norm : str or None
+        The name of the BatchNorm.
+    activation : {"none", "relu", "relu6"}
+    steps : tuple of int
+        All of them in order; the value of the chain is that of the last one.
+    """
+
+    layer: str
+    norm: str | None
+    activation: Activation
+    steps: tuple[int, ...]
 
 
 class Source(NamedTuple):
@@ -110,6 +132,46 @@ class NetworkGraph:
             behind[name] = frozenset(reached)
         return behind
 
+    def chains(self, network: nn.Module) -> dict[int, Chain]:
+        """By their first step, what can be computed at once; the modules are those of a copy of the network."""
+        modules, chains = dict(network.named_modules()), {}
+        for first, name in self.quantized.items():
+            if not isinstance(modules[name], nn.Conv2d):
+                continue
+            steps, norm, activation = [first], None, None
+            follower = self._only_reader(first)
+            if follower in self.norms:
+                steps, norm, follower = [*steps, follower], self.norms[follower], self._only_reader(follower)
+            if follower is not None:
+                activation = _activation(self.steps[follower], modules)
+                steps += [follower] if activation else []
+            chains[first] = Chain(name, norm, activation or "none", tuple(steps))
+        return chains
+
+    def activated_sums(self, network: nn.Module) -> dict[int, Activation]:
+        """The steps that are the activation of a sum which nothing else reads, so that they may overwrite it."""
+        modules, found = dict(network.named_modules()), {}
+        for i, step in enumerate(self.steps):
+            if step.target in _SUMS and step.op == "call_function":
+                follower = self._only_reader(i)
+                activation = None if follower is None else _activation(self.steps[follower], modules)
+                if activation:
+                    found[follower] = activation
+        return found
+
+    @cached_property
+    def _readers(self) -> dict[int, list[int]]:
+        readers: dict[int, list[int]] = {}
+        for i, step in enumerate(self.steps):
+            for source in set(step.sources):
+                readers.setdefault(source, []).append(i)
+        return readers
+
+    def _only_reader(self, i: int) -> int | None:
+        """The step that reads nothing but a value that nothing else reads."""
+        found = self._readers.get(i, [])
+        return found[0] if len(found) == 1 and len(self.steps[found[0]].sources) == 1 else None
+
     def behind(self, layers: Iterable[str]) -> set[int]:
         """The steps whose value depends on the bits of layers."""
         return set().union(*(self._behind.get(name, frozenset()) for name in layers))
@@ -132,6 +194,20 @@ def graph_of(network: nn.Module) -> NetworkGraph | None:
         return NetworkGraph.of(network)
     except NotTraceable:
         return None
+
+
+_SUMS = (operator.add, torch.add)
+_ACTIVATIONS: dict[Any, Activation] = {
+    nn.ReLU: "relu", functional.relu: "relu", torch.relu: "relu", "relu": "relu",
+    nn.ReLU6: "relu6", functional.relu6: "relu6",
+}  # fmt: skip
+
+
+def _activation(step: Step, modules: Mapping[str, nn.Module]) -> Activation | None:
+    """Which one a step is; None for none of them."""
+    if step.op == "call_module":
+        return _ACTIVATIONS.get(type(modules[step.target]))
+    return _ACTIVATIONS.get(step.target) if step.op in ("call_function", "call_method") else None
 
 
 _BATCH_NORM = nn.modules.batchnorm._BatchNorm

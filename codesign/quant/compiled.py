@@ -73,6 +73,19 @@ def gradients(x: Tensor, g: Tensor, steps: Array, grids: Array, mixture: Array |
     return by_x, by_step, by_mixture
 
 
+def levels(x: Tensor, step: float, low: float, high: float) -> Tensor | None:
+    """The levels of a dense tensor as bytes, counted from ``low``; None where a value is not finite."""
+    out = torch.empty_like(x, dtype=torch.uint8)
+    values, counted = (t.detach().as_strided((x.numel(),), (1,)).numpy() for t in (x, out))
+    numbers = np.float32(step), np.float32(low), np.float32(high)
+    threads = torch.get_num_threads() if x.numel() >= WORTH_THREADS else 1
+    bounds = [x.numel() * i // threads for i in range(threads + 1)]
+    parts = [(values[a:b], counted[a:b], *numbers) for a, b in itertools.pairwise(bounds)]
+    waiting = [_pool().submit(kernels.levels, *part) for part in parts[1:]]
+    finite = [kernels.levels(*parts[0]), *(each.result() for each in waiting)]
+    return out if all(finite) else None
+
+
 def _in_pieces(work: Callable[..., Any], steps: Array, *tensors: Tensor) -> list[Any]:
     """Results of ``work(steps, *rows)`` over parts of dense tensors, in order."""
     rows, n = len(steps), tensors[0].numel()

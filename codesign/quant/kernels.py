@@ -39,6 +39,30 @@ def quantize(x: Floats, y: Floats, steps: Floats, grids: Floats) -> None:
 
 
 @njit(cache=True, nogil=True)
+def levels(x: Floats, out: NDArray[np.uint8], step: float, low: float, high: float) -> bool:
+    """``out = level - low``, the levels counted from the first one; whether all values are finite."""
+    n = x.size
+    whole = n - n % LANES
+    unlike = np.zeros(LANES, np.float32)  # v - v is nan where v is not finite, and nan stays
+    for block in range(0, whole, LANES):
+        for j in range(LANES):
+            v = x[block + j]
+            level = np.rint(v / step)
+            level = level if level > low else low
+            level = high if level > high else level
+            out[block + j] = np.uint8(np.int32(level - low))
+            unlike[j] += v - v
+    for i in range(whole, n):
+        v = x[i]
+        level = np.rint(v / step)
+        level = level if level > low else low
+        level = high if level > high else level
+        out[i] = np.uint8(np.int32(level - low))
+        unlike[i - whole] += v - v
+    return unlike.sum() == 0
+
+
+@njit(cache=True, nogil=True)
 def quantize_backward(x: Floats, g: Floats, by_x: Floats, steps: Floats, grids: Floats, by_step: Doubles) -> None:
     """Gradients of values and of steps, given that of ``y``, for one quantizer."""
     low, high, offset = grids[0, 0], grids[0, 1], grids[0, 2]

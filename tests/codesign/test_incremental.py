@@ -15,6 +15,7 @@ from codesign.incremental import IncrementalNetwork, WholeNetwork, scorer
 from codesign.nets.resnet_cifar import CifarResNet
 from codesign.network_graph import NetworkGraph, NotTraceable, graph_of
 from codesign.quant import calibrate, quantize
+from codesign.quant.byte_conv import bytes_are_exact
 from codesign.quantized_accuracy import QuantizedAccuracy
 from codesign.space import BitwidthSpace
 from hwmodels.from_torch import from_torch
@@ -83,11 +84,51 @@ def test_scores_are_those_of_the_whole_network(make, renewed, most_bytes, monkey
     network, space, images, statistics = case(make())
     statistics = statistics if renewed else None
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    quick = IncrementalNetwork(network, NetworkGraph.of(network), images, statistics, most_bytes)
+    quick = IncrementalNetwork(network, NetworkGraph.of(network), images, statistics, most_bytes, on_bytes=False)
     slow = WholeNetwork(network, images, statistics)
     for bits in walk(space, np.random.default_rng(0)):
         torch.testing.assert_close(quick(bits), slow(bits), rtol=1e-5, atol=1e-5)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+@pytest.mark.skipif(not bytes_are_exact(), reason="this processor or torch does not multiply bytes exactly")
+@pytest.mark.parametrize(
+    "make", [lambda: CifarResNet(8), lambda: CifarResNet(14), InPlace], ids=["8", "14", "in-place"]
+)
+def test_on_bytes_scores_are_those_of_the_whole_network_to_rounding(make):
+    torch.manual_seed(1)
+    network, space, images, _ = case(make())
+    quick = IncrementalNetwork(network, NetworkGraph.of(network), images)
+    slow = WholeNetwork(network, images)
+    alike = []
+    for bits in walk(space, np.random.default_rng(0)):
+        found, expected = quick(bits), slow(bits)
+        alike.append(((found - expected).abs().amax(dim=1) < 1e-4 * expected.abs().max()).double().mean().item())
+        assert (found.argmax(1) == expected.argmax(1)).double().mean() > 0.9
+    assert np.mean(alike) > 0.9  # in a few images a value lies in the middle of two levels
+    assert any(convolution is not None for convolution in quick._byte_convs.values())
+
+
+def test_where_bytes_are_not_exact_nothing_runs_on_them(monkeypatch):
+    monkeypatch.setattr("codesign.quant.byte_conv.bytes_are_exact", lambda: False)
+    network, space, images, statistics = case(CifarResNet(8))
+    quick = IncrementalNetwork(network, NetworkGraph.of(network), images, statistics)
+    bits = space.layer_bits(space.sample(np.random.default_rng(0)))
+    torch.testing.assert_close(quick(bits), WholeNetwork(network, images, statistics)(bits), rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_computed_at_once_is_what_nothing_else_reads():
+    network, *_ = case(CifarResNet(8))
+    graph = NetworkGraph.of(network)
+    chains = graph.chains(network)
+    found = {chain.layer: (chain.norm, chain.activation) for chain in chains.values()}
+    assert found["conv1"] == ("bn1", "relu") and found["layer1.0.conv2"] == ("layer1.0.bn2", "none")
+    assert len(found) == 7 and list(graph.activated_sums(network).values()) == ["relu"] * 3
+    assert all(chain.steps[0] == first for first, chain in chains.items())
+    network, *_ = case(InPlace())
+    graph = NetworkGraph.of(network)
+    found = {chain.layer: (chain.norm, chain.activation) for chain in graph.chains(network).values()}
+    assert found == {"first": (None, "none"), "second": ("norm", "relu"), "third": (None, "relu")}
 
 
 def test_what_came_before_changes_no_bit():
@@ -99,7 +140,7 @@ def test_what_came_before_changes_no_bit():
 
 def test_only_what_lies_behind_a_change_is_computed(monkeypatch):
     network, space, images, statistics = case(CifarResNet(8))
-    quick = IncrementalNetwork(network, NetworkGraph.of(network), images, statistics)
+    quick = IncrementalNetwork(network, NetworkGraph.of(network), images, statistics, on_bytes=False)
     seen = []
     monkeypatch.setattr(type(network.conv1), "quantized_input", lambda self, x: (seen.append(self), x)[1], raising=True)
     names = list(space.searched)
