@@ -101,6 +101,7 @@ class IncrementalNetwork:
         self._weights: dict[tuple[str, int | None], Tensor] = {}
         self._byte_convs: dict[tuple[str, int | None, int | None], ByteConv | None] = {}
         self._chains = graph.chains(self._network) if on_bytes else {}
+        self._sums_into = graph.sums_into()
         self._activated_sums = graph.activated_sums(self._network)
         self._kept_of_chunks: list[dict[int, Any]] = [{} for _ in self._chunks]
         self._kept_of_statistics: dict[int, Any] = {}
@@ -171,6 +172,8 @@ class IncrementalNetwork:
             if i in self._activated_sums:
                 high = 6.0 if self._activated_sums[i] == "relu6" else None
                 values[i] = values[step.sources[0]].clamp_(0.0, high)
+            elif i in self._sums_into:
+                values[i] = _add_into(values[self._sums_into[i]], [values[source] for source in step.sources])
             elif i not in chained:
                 values[i] = self._value(i, step, values, images, batch_statistics)
             if i in (self._keep or ()):
@@ -240,3 +243,10 @@ class IncrementalNetwork:
         if key not in self._weights:
             self._weights[key] = layer.quantized_weight()
         return self._weights[key]
+
+
+def _add_into(place: Tensor, terms: Sequence[Tensor]) -> Tensor:
+    """The sum of two values, of which ``place`` is one, over that one where the sum has its shape."""
+    first, second = terms * 2 if len(terms) == 1 else terms
+    other = second if place is first else first
+    return place.add_(other) if place.shape == other.shape and place.dtype == other.dtype else first + second

@@ -159,6 +159,16 @@ class NetworkGraph:
                     found[follower] = activation
         return found
 
+    def sums_into(self) -> dict[int, int]:
+        """The steps that add two values, one of which is a norm's that nothing else reads: that one, to overwrite."""
+        return {
+            i: source.step
+            for i, step in enumerate(self.steps)
+            if step.target in _SUMS and step.op == "call_function" and len(step.args) == 2 and not step.kwargs
+            for source in step.args
+            if isinstance(source, Source) and source.step in self.norms and self._readers[source.step] == [i]
+        }
+
     @cached_property
     def _readers(self) -> dict[int, list[int]]:
         readers: dict[int, list[int]] = {}
