@@ -27,7 +27,7 @@ from codesign.nets.mobilenetv2_supernet import Supernet
 from codesign.quant import calibrate
 from codesign.strategies.mpnas_training import by_block, relax
 from codesign.strategies.policy import even_logits
-from codesign.supernet import SupernetTraining, WeightTrainer
+from codesign.weight_training import SupernetTraining, WeightTrainer
 
 ROUNDS, BATCH, SEED = 9, 32, 0
 HARD, SOFT = 1.3, 3.0  #: times the network alone, and the largest one, that a step may take

@@ -29,7 +29,8 @@ from codesign.nets.mobilenetv2_supernet import Supernet
 from codesign.plots.axes import COLORS, tidy
 from codesign.strategies.mpnas_training import by_block, reinforce, relax
 from codesign.strategies.policy import Floats, draw, even_logits, policy_gradient, probabilities
-from codesign.supernet import SupernetTraining, train_supernet
+from codesign.supernet import train_supernet
+from codesign.weight_training import SupernetTraining
 
 SPACE = MobileNetV2Space.preset("tiny", expansions=(1, 3), kernel_sizes=(3, 5), bits=(2, 8))
 TRAINING = SupernetTraining(float_epochs=4, epochs=12, batch_size=64)

@@ -69,8 +69,54 @@ class Report:
         return [point for seed in self.arms.get(arm, {}).values() for point in seed]
 
     def __str__(self) -> str:
-        return "\n\n".join(part for part in (self._networks(), self._against_fixed(), self._volumes(), self._effort())
-                           if part)  # fmt: skip
+        parts = self._targets(), self._networks(), self._against_fixed(), self._volumes(), self._effort()
+        return "\n\n".join(part for part in parts if part)
+
+    def _targets(self) -> str:
+        """What the joint search was to reach, and what it reached."""
+        fronts = [self.arms[arm] for arm in ("mpnas", "gumbel", "reinforce") if arm in self.arms]
+        if not fronts or not self.points("uniform bits"):
+            return ""
+        rows = []
+        for arm in ("mpnas", "gumbel", "reinforce"):
+            for fixed in ("uniform bits", "knapsack bits"):
+                compared = [self._compared(arm, points) for points in self._fixed(fixed).values()]
+                gains = [_median(gains) for gains, _ in compared if gains]
+                if gains:
+                    medians = [_median(ratios) for _, ratios in compared]
+                    ratios = [f"{ratio:.2f}x" if np.isfinite(ratio) else "-" for ratio in medians]
+                    rows.append((arm, fixed, f"{sum(gain >= 0 for gain in gains)} of {len(gains)}", ", ".join(ratios)))
+        header = ("arm", "against", "networks that it dominates", "energy ratio at no less accuracy, cheapest first")
+        text = "## Targets\n\nOf medians over seeds: the front is to dominate every fixed network, at 1.5x less energy "
+        text += f"than uniform bits for the same accuracy.\n\n{_table(header, rows)}"
+        volumes = {arm: _median(self.volumes(arm)) for arm in SEARCHED if arm in self.arms}
+        most = max((arm for arm in ("random", "nsga2") if arm in volumes), key=volumes.__getitem__, default=None)
+        if most:
+            more = [arm for arm in ("mpnas", "gumbel", "reinforce") if volumes.get(arm, 0) > volumes[most]]
+            text += f"\n\nMore hypervolume than random search and NSGA-II: {', '.join(more) or 'none'}."
+        usages = [point["usage"] for arm in self.arms for point in self.points(arm) if "usage" in point]
+        met = sum(usage <= 1 for usage in usages)
+        return (
+            text + f" Limits met, by a full simulation: {met} of {len(usages)} (largest use {100 * max(usages):.2f} %)."
+        )
+
+    def _fixed(self, arm: str) -> dict[str, dict[int, Point]]:
+        """By name the networks of an arm by their seed, the cheapest first."""
+        found: dict[str, dict[int, Point]] = {}
+        for point in sorted(self.points(arm), key=lambda point: point["energy_j"]):
+            found.setdefault(str(point["name"]), {})[int(point["seed"])] = point
+        return found
+
+    def _compared(self, arm: str, fixed: Mapping[int, Point]) -> tuple[list[float], list[float]]:
+        """For each seed of an arm the points of accuracy gained at no more energy, and the energy ratio."""
+        gains, ratios = [], []
+        for seed, found in self.arms.get(arm, {}).items():
+            one = fixed.get(seed, fixed[min(fixed)])
+            errors = [p["error"] for p in found if p["energy_j"] <= one["energy_j"]]
+            energies = [p["energy_j"] for p in found if p["error"] <= one["error"]]
+            gains.append(100 * (one["error"] - min(errors)) if errors else np.nan)
+            ratios.append(one["energy_j"] / min(energies) if energies else np.nan)
+        return gains, ratios
 
     def _networks(self) -> str:
         rows = []
@@ -86,19 +132,12 @@ class Report:
     def _against_fixed(self) -> str:
         """For each fixed network the best of each arm at no more energy, and the least energy at no more error."""
         rows = []
-        fixed = [*self.points("uniform bits"), *self.points("knapsack bits")]
-        for name in dict.fromkeys(point["name"] for point in fixed):
-            by_seed = {point["seed"]: point for point in fixed if point["name"] == name}
-            for arm in SEARCHED:
-                gains, ratios = [], []
-                for seed, found in self.arms.get(arm, {}).items():
-                    one = by_seed.get(seed, by_seed[min(by_seed)])
-                    errors = [p["error"] for p in found if p["energy_j"] <= one["energy_j"]]
-                    energies = [p["energy_j"] for p in found if p["error"] <= one["error"]]
-                    gains.append(100 * (one["error"] - min(errors)) if errors else np.nan)
-                    ratios.append(one["energy_j"] / min(energies) if energies else np.nan)
-                if gains:
-                    rows.append((name, arm, len(gains), _spread(gains, "+.2f"), _spread(ratios, ".2f", "x")))
+        for fixed in ("uniform bits", "knapsack bits"):
+            for name, points in self._fixed(fixed).items():
+                for arm in SEARCHED:
+                    gains, ratios = self._compared(arm, points)
+                    if gains:
+                        rows.append((name, arm, len(gains), _spread(gains, "+.2f"), _spread(ratios, ".2f", "x")))
         if not rows:
             return ""
         header = ("against", "arm", "seeds", "points of accuracy at no more energy", "energy ratio at no less accuracy")
@@ -167,6 +206,11 @@ class Report:
 
 def _trial(point: Point) -> Trial:
     return Trial(tuple(point["arch"]), {name: point[name] for name in ("error", "energy_j", "latency_s")})
+
+
+def _median(values: Sequence[float]) -> float:
+    """The median, in which what is not known counts as the least."""
+    return float(np.median([value if np.isfinite(value) else -np.inf for value in values])) if values else np.nan
 
 
 def _spread(values: Iterable[float], form: str, unit: str = "") -> str:

@@ -43,9 +43,10 @@ from codesign.run_directory import write_atomically
 from codesign.search import search
 from codesign.space import AbstractSpace, Arch, BitwidthSpace
 from codesign.strategies import MPNAS, NSGA2, AbstractStrategy, AbstractTrainer, Gumbel, Random, Reinforce
-from codesign.supernet import SupernetAccuracy, SupernetTask, SupernetTraining, statistics_of, train_supernet
+from codesign.supernet import SupernetAccuracy, SupernetTask, statistics_of, train_supernet
 from codesign.train import PICTURES, train
 from codesign.trial import best_trial
+from codesign.weight_training import SupernetTraining
 from hwmodels import BitFusion, estimate
 
 RESULTS = Path(__file__).parent / "results"

@@ -12,7 +12,7 @@ from codesign.data import Data, Images
 from codesign.describe import describe, digest
 from codesign.quantized_accuracy import QuantizedAccuracy
 from codesign.space import Arch, BitwidthSpace
-from codesign.supernet import SupernetTraining
+from codesign.weight_training import SupernetTraining
 
 #: One epoch at a rate that a trained network keeps what it knows at.
 TUNING = SupernetTraining(float_epochs=0, epochs=1, batch_size=128, learning_rate=0.01)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from codesign.data import Data
     from codesign.problem import Problem
     from codesign.strategies import AbstractStrategy
-    from codesign.supernet import SupernetTraining
+    from codesign.weight_training import SupernetTraining
     from hwmodels.cost import HardwareModel
 
 SPEC_NAME, FRONT_NAME, SPEC_LOCK = "run.yaml", "front.yaml", "run.lock"
@@ -84,7 +84,7 @@ class RunSpec:
     supernet : str, optional
         A run directory, or a folder or file of weights, whose supernet is taken instead of training one.
     supernet_settings : mapping
-        Fields of `codesign.supernet.SupernetTraining`.
+        Fields of `codesign.weight_training.SupernetTraining`.
 
     Raises
     ------
@@ -300,7 +300,7 @@ class RunSpec:
         ValueError
             For an unknown setting, or a value that it cannot have.
         """
-        from codesign.supernet import SupernetTraining
+        from codesign.weight_training import SupernetTraining
 
         usual: Mapping[str, Any] = DIGITS_TRAINING if self.dataset == "digits" else {}
         if self.family == "bits":

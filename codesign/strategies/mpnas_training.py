@@ -23,7 +23,8 @@ from codesign.space import AbstractSpace, Arch
 from codesign.strategies.base import AbstractTraining, keep_rng, use_rng
 from codesign.strategies.mpnas import MPNAS
 from codesign.strategies.policy import Floats, draw, entropy_gradient, even_logits, policy_gradient, probabilities
-from codesign.supernet import Stopped, SupernetAccuracy, SupernetTask, WeightTrainer, statistics_of
+from codesign.supernet import SupernetAccuracy, SupernetTask, statistics_of
+from codesign.weight_training import Stopped, WeightTrainer
 
 
 class Training(AbstractTraining):

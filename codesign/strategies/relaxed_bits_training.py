@@ -26,7 +26,7 @@ from codesign.strategies.base import AbstractTraining, keep_rng, use_rng
 from codesign.strategies.policy import Floats, draw
 from codesign.strategies.relaxed_bits import RelaxedBits
 from codesign.strategies.relaxed_network import RelaxedNetwork, mixtures_of
-from codesign.supernet import Stopped, WeightTrainer
+from codesign.weight_training import Stopped, WeightTrainer
 
 #: How sharply a limit sets in: its force is nothing at 2 % below it.
 STIFFNESS = 50.0

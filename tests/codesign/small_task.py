@@ -18,8 +18,8 @@ from codesign.network_task import NetworkTask
 from codesign.problem import Problem
 from codesign.quant import calibrate, quantize
 from codesign.space import BitwidthSpace
-from codesign.supernet import SupernetTraining
 from codesign.train import shift
+from codesign.weight_training import SupernetTraining
 from hwmodels import BitFusion, HardwareModel
 from hwmodels.from_torch import from_torch
 

@@ -23,8 +23,9 @@ from codesign.problem import Problem
 from codesign.run_directory import RunDirectoryError
 from codesign.search import search
 from codesign.strategies import MPNAS, Random
-from codesign.supernet import Stopped, SupernetAccuracy, SupernetTask, SupernetTraining, WeightTrainer, train_supernet
+from codesign.supernet import SupernetAccuracy, SupernetTask, train_supernet
 from codesign.trial import load_trials
+from codesign.weight_training import Stopped, SupernetTraining, WeightTrainer
 from hwmodels import BitFusion
 
 TRAINING = SupernetTraining(float_epochs=1, epochs=1, batch_size=32, sampling="sandwich", checkpoint_steps=1)

@@ -21,8 +21,9 @@ from codesign.search import search
 from codesign.strategies import MPNAS, STRATEGIES, Gumbel
 from codesign.strategies.mpnas_training import by_block, option_probabilities, reinforce, relax, through_softmax
 from codesign.strategies.policy import draw, even_logits, policy_gradient, probabilities
-from codesign.supernet import Stopped, SupernetAccuracy, SupernetTask, SupernetTraining
+from codesign.supernet import SupernetAccuracy, SupernetTask
 from codesign.trial import best_trial, load_trials
+from codesign.weight_training import Stopped, SupernetTraining
 from hwmodels import BitFusion
 
 TRAINERS = [name for name, strategy in STRATEGIES.items() if issubclass(strategy, MPNAS)]

@@ -29,8 +29,8 @@ from codesign.strategies import STRATEGIES, Cursor
 from codesign.strategies.relaxed_bits import Relaxation, RelaxedBits, group_of
 from codesign.strategies.relaxed_bits_training import ExpectedCosts
 from codesign.strategies.relaxed_network import Mixture, RelaxedNetwork, mixed, mixtures_of
-from codesign.supernet import Stopped
 from codesign.trial import best_trial, load_trials
+from codesign.weight_training import Stopped
 from hwmodels.from_torch import from_torch
 
 RELAXED = {name: strategy for name, strategy in STRATEGIES.items() if issubclass(strategy, RelaxedBits)}

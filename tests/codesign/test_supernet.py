@@ -19,16 +19,9 @@ from codesign.nets.mobilenetv2_supernet import Supernet
 from codesign.precision import MOST_SKIPPED
 from codesign.quant import recalibrate_batchnorm
 from codesign.run_directory import RunDirectoryError, unpack_state
-from codesign.supernet import (
-    SAMPLING,
-    Stopped,
-    SupernetAccuracy,
-    SupernetTraining,
-    WeightTrainer,
-    load_supernet,
-    save_supernet,
-    train_supernet,
-)
+from codesign.sampling import SAMPLING
+from codesign.supernet import SupernetAccuracy, load_supernet, save_supernet, train_supernet
+from codesign.weight_training import Stopped, SupernetTraining, WeightTrainer
 
 #: Blocks with and without a stride, with more channels, fewer and as many, and no expansion of 1.
 OTHER = MobileNetV2Space.preset(

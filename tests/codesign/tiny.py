@@ -17,7 +17,8 @@ import torch
 from codesign.data import Data, Images, digits
 from codesign.nets.mobilenetv2 import MobileNetV2Space
 from codesign.nets.mobilenetv2_supernet import Supernet
-from codesign.supernet import SupernetTraining, WeightTrainer, uniform
+from codesign.sampling import uniform
+from codesign.weight_training import SupernetTraining, WeightTrainer
 
 torch.set_num_threads(1)  # results are compared exactly
 
