@@ -121,15 +121,16 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         content = path.read_bytes()
     except OSError as error:
         raise ValueError(f"Weights {str(path)!r}: the file must be readable: {error.strerror}.") from None
-    if zipfile.is_zipfile(path) or content[:1] == pickle.PROTO:
-        raise ValueError(
-            f"Weights {str(path)!r}: they must be a safetensors file, but this is a pickle, which can run any code as "
-            'it is read, so it is not. Convert it where you trust it: python -c "import torch; from '
-            "safetensors.torch import save_file; save_file(torch.load('IN', weights_only=True), 'OUT.safetensors')\"."
-        )
     try:
         return load(content)
     except SafetensorError as error:
+        if zipfile.is_zipfile(path) or content[:1] == pickle.PROTO:  # either may come in a safetensors file too
+            raise ValueError(
+                f"Weights {str(path)!r}: they must be a safetensors file, but this is a pickle, which can run any code "
+                'as it is read, so it is not. Convert it where you trust it: python -c "import torch; from '
+                "safetensors.torch import save_file; save_file(torch.load('IN', weights_only=True), "
+                "'OUT.safetensors')\"."
+            ) from None
         raise ValueError(
             f"Weights {str(path)!r}: they must be a safetensors file, but it is damaged: {error}."
         ) from None

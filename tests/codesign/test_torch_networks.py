@@ -1,6 +1,8 @@
 """Networks by name and weights from files: what is read, and what is refused."""
 
+import pickle
 import re
+import zipfile
 
 import pytest
 import torch
@@ -86,6 +88,17 @@ def test_a_pickle_is_never_read(tmp_path, zipped):
     torch.save(CifarResNet(8).state_dict(), path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(ValueError, match=r"this is a pickle.*Convert it where you trust it.*weights_only=True"):
         read_weights(path)
+
+
+def test_a_safetensors_file_may_begin_like_a_pickle_and_end_like_a_zip(tmp_path):
+    path, end_of_zip = tmp_path / "w.safetensors", b"PK\x05\x06" + bytes(18)
+    tensor = torch.frombuffer(bytearray(end_of_zip), dtype=torch.uint8)
+    for length in range(256):  # the file begins with the length of its header, the lowest byte first
+        save_file({"a" * (length + 1): tensor}, path)
+        if path.read_bytes()[:1] == pickle.PROTO:
+            break
+    assert path.read_bytes()[:1] == pickle.PROTO and zipfile.is_zipfile(path)
+    assert torch.equal(next(iter(read_weights(path).values())), tensor)
 
 
 def test_a_file_that_is_missing_or_damaged_is_said(tmp_path):
