@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import platform
 import time
 from abc import ABC, abstractmethod
@@ -17,6 +18,10 @@ from codesign.describe import versions
 from codesign.run_directory import Lock, RunDirectoryBusy, write_atomically
 
 Work = Callable[[], dict[str, Any]]
+
+
+class TimeUp(Exception):
+    """The time is up in the middle of a job, which goes on from its checkpoint another time."""
 
 
 class Jobs(ABC):
@@ -34,6 +39,7 @@ class Jobs(ABC):
 
     def __init__(self, path: Path, work: Path, about: Any) -> None:
         self.path, self.work, self.about = path, work, about
+        self._end = math.inf
         work.mkdir(parents=True, exist_ok=True)
 
     @abstractmethod
@@ -66,10 +72,20 @@ class Jobs(ABC):
         finally:
             lock.release()
 
+    def check_time(self) -> None:
+        """Stop the job where the time is up; for a job to call after each of its checkpoints.
+
+        Raises
+        ------
+        TimeUp
+        """
+        if time.monotonic() > self._end:
+            raise TimeUp
+
     def run(self, minutes: float) -> bool:
         """Do the first job that nobody has done or is doing, again and again; whether all are done."""
-        end = time.monotonic() + 60 * minutes
-        while time.monotonic() < end:
+        self._end = time.monotonic() + 60 * minutes
+        while time.monotonic() < self._end:
             done, waiting = self.results, 0
             for name, work in self.jobs():
                 if name in done:
@@ -80,9 +96,12 @@ class Jobs(ABC):
                     waiting += 1
                     continue
                 try:
-                    begun = time.perf_counter()
+                    if name in self.results:  # done since they were read
+                        break
                     print(f"{time.strftime('%H:%M:%S')} {name}", flush=True)
-                    self.keep(name, {**work(), "job_s": time.perf_counter() - begun})
+                    self._do(name, work)
+                except TimeUp:
+                    return False
                 finally:
                     lock.release()
                 break
@@ -92,12 +111,32 @@ class Jobs(ABC):
                 time.sleep(5)
         return False
 
+    def _do(self, name: str, work: Work) -> None:
+        """A job and its times, with those of the processes that the time was up for."""
+        path = self.work / f"{short(name)}.times"
+        before = json.loads(path.read_bytes()) if path.exists() else {"job_s": 0.0, "process_s": 0.0}
+        begun, begun_process = time.perf_counter(), time.process_time()
+
+        def times() -> dict[str, float]:
+            return {"job_s": before["job_s"] + time.perf_counter() - begun,
+                    "process_s": before["process_s"] + time.process_time() - begun_process}  # fmt: skip
+
+        try:
+            self.keep(name, {**work(), **times()})
+        except TimeUp:
+            write_atomically(path, json.dumps(times()).encode())
+            raise
+
 
 def parser(description: str, work: str) -> argparse.ArgumentParser:
     """The arguments that all experiments share; ``work`` is the default of ``--work``."""
     shared = argparse.ArgumentParser(description=description)
     shared.add_argument("--work", type=Path, default=Path(work), help="checkpoints and locks (default: %(default)s)")
-    shared.add_argument("--minutes", type=float, default=150, help="begin no job after so long (default: %(default)s)")
+    shared.add_argument(
+        "--minutes", type=float, default=100,
+        help="begin no job after so long, and stop one that has checkpoints (default: %(default)s, so that the last "
+        "job of a step of 150 has 50)",
+    )  # fmt: skip
     shared.add_argument("--threads", type=int, default=1, help="of each process (default: %(default)s)")
     shared.add_argument("--report", action="store_true", help="report what is known and compute nothing")
     return shared
