@@ -261,8 +261,18 @@ def _traced(network: str, input_shape: tuple[int, ...], classes: int | None) -> 
     from hwmodels.from_torch import from_torch
 
     module = load_module(network, classes)
-    quantizable = frozenset(name for name, layer in module.named_modules() if type(layer) in QUANTIZED)
-    return from_torch(module, (1, *input_shape), name=network.partition(":")[2] or network), quantizable
+    ran: set[str] = set()  # where a module reads the weights of another, that one does not run itself
+    hooks = [
+        layer.register_forward_pre_hook(lambda _, __, name=name: ran.add(name))  # type: ignore[misc]
+        for name, layer in module.named_modules()
+        if type(layer) in QUANTIZED
+    ]
+    try:
+        workload = from_torch(module, (1, *input_shape), name=network.partition(":")[2] or network)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return workload, frozenset(ran)
 
 
 @lru_cache(maxsize=8)
@@ -298,9 +308,9 @@ def _float_layers(
     left = [name for name in cannot if name not in asked]
     if left:
         raise ValueError(
-            f"Network {spec.network!r}: each MAC layer must be a convolution or a linear layer to be quantized, but "
-            f"{', '.join(left)} {'is' if len(left) == 1 else 'are'} not; leave such layers in float with "
-            "--float-layers auto, or name them."
+            f"Network {spec.network!r}: each MAC layer must be a convolution or a linear layer that runs as a module "
+            f"to be quantized, but {', '.join(left)} {'is' if len(left) == 1 else 'are'} not; leave such layers in "
+            "float with --float-layers auto, or name them."
         )
     return asked
 

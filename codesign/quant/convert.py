@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -10,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from codesign.quant.layers import QUANTIZED, QuantizedLayer, quantized_layer
-from codesign.quant.quantizers import Make, Method
+from codesign.quant.quantizers import Make, Method, Quantizer
+
+logger = logging.getLogger(__name__)
 
 #: Bits of both operands, or (weight bits, input bits); one for all layers, or one for each by its name.
 LayerBits = int | tuple[int, int] | None
@@ -35,7 +38,7 @@ def quantize(
         What the layers run at: bits of weights and inputs for all, or by layer name; layers that a mapping does not
         name, and those mapped to None, stay in float. 1 to 16; 32 bits are float too.
     bitwidths : iterable of int
-        Further bitwidths that `set_bits` may switch to.
+        Further bitwidths that `set_bits` may switch to: all layers, or those that the mapping names, with None too.
     quantizer : str or callable
         A name in `QUANTIZERS`, or what makes a `Quantizer` of bits and channels (an int, or None for one step for the
         whole tensor).
@@ -53,21 +56,41 @@ def quantize(
     ------
     ValueError
         For a layer that is not there or cannot be quantized, an unknown quantizer, or bits out of range.
+
+    Notes
+    -----
+    Other modules that have weights, such as transposed convolutions and attention, stay in float: a warning in the log
+    names them.
     """
     module = copy.deepcopy(module)
     names = [name for name, layer in module.named_modules() if type(layer) in QUANTIZED]
     pairs = _pairs(bits, names)
     kinds = (weight_quantizer or quantizer, input_quantizer or quantizer)
-    exchanged = {}
-    for name in names if bitwidths else [name for name in names if pairs[name]]:
+    exchanged, widths = {}, set(bitwidths)
+    switched = names if not isinstance(bits, Mapping) else [name for name in names if name in bits]
+    for name in switched if widths else [name for name in names if pairs[name]]:
         layer = module.get_submodule(name)
-        exchanged[id(layer)] = quantized_layer(layer, {*bitwidths, *(pairs[name] or ())}, *kinds, per_channel)
+        exchanged[id(layer)] = quantized_layer(layer, {*widths, *(pairs[name] or ())}, *kinds, per_channel)
     for parent in list(module.modules()):  # a layer that is used in several places stays one
         for key, child in parent._modules.items():
             parent._modules[key] = exchanged.get(id(child), child)
     module = exchanged.get(id(module), module)
     set_bits(module, {name: pairs[name] for name, _ in quantized_layers(module)})
+    left = [f"{name or 'the network'} ({type(layer).__name__})" for name, layer in _not_exchangeable(module)]
+    if left:
+        logger.warning("quantize: only Conv2d and Linear are quantized, so these stay in float: %s.", ", ".join(left))
     return module
+
+
+def _not_exchangeable(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The modules of other kinds that have weights of two or more dimensions, norms aside, with their names."""
+    for name, layer in module.named_modules():
+        if type(layer) not in QUANTIZED and not isinstance(layer, (QuantizedLayer, Quantizer, *_NORMS_OF_ANY_KIND)):
+            for parameter_name, parameter in layer.named_parameters(recurse=False):
+                is_weight = parameter.dim() > 1 and "weight" in parameter_name
+                if is_weight or sum(size > 1 for size in parameter.shape) > 1:  # scales and tokens have one such size
+                    yield name, layer
+                    break
 
 
 def quantized_layers(module: nn.Module) -> Iterator[tuple[str, QuantizedLayer]]:
@@ -215,6 +238,8 @@ def recalibrate_batchnorm(module: nn.Module, images: Tensor, batch_size: int = 0
                     getattr(norm, name).copy_(buffer)
 
 
+#: Their weights are no operands of a product.
+_NORMS_OF_ANY_KIND = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 _NORMS, _BATCH_NORM = nn.modules.batchnorm._NormBase, nn.modules.batchnorm._BatchNorm
 
 

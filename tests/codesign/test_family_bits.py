@@ -24,6 +24,18 @@ class Mixed(nn.Module):
 
     def forward(self, x):
         return self.fc(self.up(self.conv(x)).mean(dim=(2, 3)))
+
+class WithHelpers(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.mix, self.fc = nn.Conv2d(1, 4, 3), nn.Linear(4, 4), nn.Linear(4, 10)
+        self.aux = nn.Sequential(nn.Linear(4, 10))
+
+    def forward(self, x):
+        x = self.conv(x).mean(dim=(2, 3))
+        if self.training:
+            self.aux(x)
+        return self.fc(nn.functional.linear(x, self.mix.weight))
 """
 
 
@@ -135,14 +147,26 @@ def test_weight_bits_alone_and_layers_in_float(place, capsys):
     assert codesign(gradients + "--supernet-set batch_size=32 --out g") == 0
 
 
-def mixed():
+def mixed(name="Mixed"):
     from importlib import import_module
 
     sys.path.insert(0, "")
     try:
-        return import_module("my_small_nets").Mixed()
+        return getattr(import_module("my_small_nets"), name)()
     finally:
         sys.path.remove("")
+
+
+def test_heads_that_run_in_training_alone_and_weights_that_others_read_stay_in_float(place, capsys):
+    tensors = {name: tensor.clone() for name, tensor in mixed("WithHelpers").state_dict().items()}
+    save_file(tensors, place / "h.safetensors")
+    command = BASE.replace("small_task:net", "my_small_nets:WithHelpers").replace("w.safe", "h.safe")
+    assert codesign(command + "--strategy random --out h") == 2
+    assert "runs as a module to be quantized, but mix is not; leave" in capsys.readouterr().err
+    assert codesign(command + "--float-layers auto --strategy random --out h") == 0
+    run = load_run(place / "h")
+    assert list(run.spec.space().layer_bits(run.trial().arch)) == ["conv", "mix", "fc"]
+    assert run.spec.space().searched == ("conv", "fc")
 
 
 @pytest.mark.parametrize(

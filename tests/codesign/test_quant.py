@@ -175,8 +175,56 @@ def test_bits_can_be_given_by_layer_and_layers_left_in_float():
         ("0", 2, 8),
         ("6", 4, 4),
     ]
-    q = quantize(network(), {"0": 8}, bitwidths=(2, 4))
-    assert [(n, layer.weight_bits) for n, layer in quantized_layers(q)] == [("0", 8), ("3", None), ("6", None)]
+    q = quantize(network(), {"0": 8, "6": None}, bitwidths=(2, 4))
+    assert [(n, layer.weight_bits) for n, layer in quantized_layers(q)] == [("0", 8), ("6", None)]
+    assert type(q[3]) is nn.Conv2d
+
+
+class WithHelpers(nn.Module):
+    """A head that training alone runs, and a layer whose weight is read where it does not run."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.aux, self.fc = nn.Conv2d(2, 4, 3), nn.Linear(4, 3), nn.Linear(4, 3)
+        self.mix = nn.Linear(4, 4)
+
+    def forward(self, x):
+        x = self.conv(x).relu().mean(dim=(2, 3))
+        if self.training:
+            self.aux(x)
+        return self.fc(nn.functional.linear(x, self.mix.weight))
+
+
+def test_layers_that_a_mapping_does_not_name_need_not_run_to_be_calibrated():
+    q = quantize(WithHelpers(), {"conv": 8, "fc": 8}, bitwidths=(2, 4))
+    calibrate(q, IMAGES)
+    set_bits(q, {"conv": 2, "fc": (4, 8)})
+    assert q(IMAGES).isfinite().all() and type(q.aux) is type(q.mix) is nn.Linear
+    with pytest.raises(ValueError, match="but aux, mix did not; leave it in float: quantize with bits by layer name"):
+        calibrate(quantize(WithHelpers(), 8), IMAGES)
+
+
+def test_modules_with_weights_that_cannot_be_quantized_are_named_in_one_warning(caplog):
+    class Scale(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale, self.table = nn.Parameter(torch.ones(3, 1, 1)), nn.Parameter(torch.ones(3, 2))
+
+    net = nn.ModuleDict({
+        "one": nn.Conv1d(2, 2, 1), "up": nn.ConvTranspose2d(2, 2, 2), "words": nn.Embedding(3, 2),
+        "norm": nn.LayerNorm((3, 3)), "table": Scale(), "fine": nn.Linear(2, 2), "prelu": nn.PReLU(2),
+    })  # fmt: skip
+    quantize(net, {"fine": 4})
+    named = "one (Conv1d), up (ConvTranspose2d), words (Embedding), table (Scale)."
+    assert [record.getMessage() for record in caplog.records] == [
+        f"quantize: only Conv2d and Linear are quantized, so these stay in float: {named}"
+    ]
+    caplog.clear()
+    quantize(nn.MultiheadAttention(4, 2), 4)
+    assert "the network (MultiheadAttention), out_proj" in caplog.records[0].getMessage()
+    caplog.clear()
+    quantize(network(), 8, bitwidths=(2,), per_channel=True)
+    assert not caplog.records
 
 
 def test_one_step_for_each_layer_and_bitwidth():
