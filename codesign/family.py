@@ -67,7 +67,7 @@ class AbstractFamily(ABC):
 
     @abstractmethod
     def started(self, spec: RunSpec, run: Path, arch: Arch, data: Data) -> nn.Module:
-        """The quantized network of an arch with the weights that it had in the search.
+        """The quantized network of an arch with the weights that the search began with.
 
         Raises
         ------

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from codesign.describe import describe
 from codesign.family import AbstractFamily, Progress, plain
 from codesign.nets.mobilenetv2 import PRESETS, MobileNetV2Space
+from codesign.run_directory import CONFIG_NAME
 from codesign.space import Arch
 from hwmodels.config import from_fields
 
@@ -40,6 +43,13 @@ class MobileNetV2Family(AbstractFamily):
         if height != width:
             raise ValueError(f"Data {spec.dataset!r}: images must be square for mobilenetv2, got {height} x {width}.")
         found = {"input_size": height, "in_channels": channels, "classes": data.classes}
+        other = [name for name, value in found.items() if spec.space_settings.get(name, value) != value]
+        if other:
+            raise ValueError(
+                f"Data {spec.dataset!r}: images must be those that the space is set to read, but "
+                f"{', '.join(f'{name} is {found[name]} and not {spec.space_settings[name]}' for name in other)}. Leave "
+                "out these settings of the space: they follow the data."
+            )
         return dataclasses.replace(spec, space_settings={**found, **spec.space_settings})
 
     def space(self, spec: RunSpec) -> MobileNetV2Space:
@@ -57,7 +67,9 @@ class MobileNetV2Family(AbstractFamily):
         training = spec.supernet_training()
         network, data = Supernet(self.space(spec), spec.seed).to(place), data.to(place)
         if spec.supernet is not None:
-            load_supernet(network, _weights(spec.supernet))
+            weights = _weights(spec.supernet)
+            _check_lent(spec.supernet, weights.parent / CONFIG_NAME, data)
+            load_supernet(network, weights)
             return SupernetTask(network, data, training)
         n_steps = (training.float_epochs + training.epochs) * max(1, len(data.train.labels) // training.batch_size)
 
@@ -106,6 +118,19 @@ class MobileNetV2Family(AbstractFamily):
 
 def _preset(spec: RunSpec) -> str:
     return "tiny" if spec.dataset == "digits" else "cifar"
+
+
+def _check_lent(source: str, config: Path, data: Data) -> None:
+    """Refuse the weights of another split, which were trained on images that are to be searched or tested on."""
+    if not config.exists():  # a file of weights alone
+        return
+    trained = json.loads(config.read_bytes()).get("data")
+    if trained is not None and trained != json.loads(json.dumps(describe(data))):
+        raise ValueError(
+            f"Supernet {source!r}: it must have been trained on this split of these images, but was on another, which "
+            "may hold images that candidates are scored or tested on. Give the data settings of its run, and its seed "
+            "as --data-seed."
+        )
 
 
 def _weights(source: str) -> Path:

@@ -83,7 +83,9 @@ def _read(name: str, path: Path) -> tuple[Found, str]:
     if (folder / SPEC_NAME).exists():
         spec = RunSpec.read(folder)
         group = spec.strategy
-        common = dataclasses.replace(spec, limits=(), seed=0, data_dir=None, supernet=None).to_yaml()
+        common = dataclasses.replace(
+            spec, limits=(), seed=0, data_dir=None, supernet=None, hardware=spec.hardware_id()
+        ).to_yaml()  # fmt: skip
     return Found(name, group, seed, trials, limits, objective), common
 
 

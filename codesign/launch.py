@@ -8,11 +8,13 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from codesign.family import family
 from codesign.problem import Problem
+from codesign.run_directory import write_atomically
 from codesign.run_spec import RunSpec, open_run
 from codesign.search import search
 from codesign.search_result import SearchResult
@@ -31,6 +33,7 @@ def launch(
     progress: bool = True,
     tensorboard: bool = False,
     device: str | None = None,
+    executor: Executor | None = None,
 ) -> SearchResult:
     """Run a search, or go on with it, and write its result and plots into its directory.
 
@@ -46,6 +49,8 @@ def launch(
         Write the metrics to ``tensorboard/`` too.
     device : str, optional
         Of torch; by default a GPU where there is one.
+    executor : concurrent.futures.Executor, optional
+        Evaluates candidates, as in `codesign.search.search`.
 
     Raises
     ------
@@ -60,7 +65,7 @@ def launch(
     reachable(spec)
     with open_run(out, spec, resume) as folder, Metrics(folder, tensorboard) as metrics:
         task = shared_weights(spec, data, folder / SUPERNET_NAME, progress, metrics, device)
-        return search_with(spec, task, folder, progress, metrics)
+        return search_with(spec, task, folder, progress, metrics, executor=executor)
 
 
 def prepared(spec: RunSpec, tensorboard: bool = False) -> tuple[RunSpec, Data]:
@@ -113,8 +118,9 @@ def shared_weights(
 
 
 def search_with(
-    spec: RunSpec, task: Any, folder: Path, progress: bool, metrics: Metrics, label: str = "", draw: bool = True
-) -> SearchResult:
+    spec: RunSpec, task: Any, folder: Path, progress: bool, metrics: Metrics, label: str = "", draw: bool = True,
+    executor: Executor | None = None,
+) -> SearchResult:  # fmt: skip
     """Search with given shared weights in a directory that is open; the result is written, and drawn."""
     kind = family(spec.family)
     problem = spec.problem(kind.accuracy(task), task)
@@ -132,7 +138,7 @@ def search_with(
             bar.update()
 
         trials = search(
-            problem, spec.search_strategy(), spec.trials, spec.seed, folder, batch_size=spec.batch_size, resume=True,
+            problem, spec.search_strategy(), spec.trials, spec.seed, folder, executor, spec.batch_size, resume=True,
             progress=report, metrics=lambda n, values: metrics(spec.strategy, n, values),
         )  # fmt: skip
     result = SearchResult.of(problem, trials, measured(folder, str(spec.strategy)))
@@ -190,7 +196,7 @@ class Metrics:
                 row = json.loads(line)
                 if line.endswith("\n") and not (row["phase"] == phase and row["step"] >= step):
                     kept.append(line)
-        self._path.write_text("".join(kept), encoding="utf-8")
+        write_atomically(self._path, "".join(kept).encode())
         self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115
 
     def __enter__(self) -> Metrics:

@@ -135,9 +135,21 @@ class LossScaler:
         if self.skips or clip_norm is not None:
             norm = _clipped_norm(optimizer, math.inf if clip_norm is None else clip_norm)
             if not math.isfinite(norm):
-                self._skip(norm)
-                return False
+                return self.accepts(norm)
         optimizer.step()
+        return self.accepts(0.0)
+
+    def accepts(self, norm: float) -> bool:
+        """Whether a step is to be made whose gradient has a norm; the scale follows.
+
+        Raises
+        ------
+        FloatingPointError
+            As by `step`.
+        """
+        if not math.isfinite(norm):
+            self._skip(norm)
+            return False
         self.finite_steps, self.skipped_in_a_row = self.finite_steps + 1, 0
         if self.dynamic and self.finite_steps == self.growth_interval:
             self.scale, self.finite_steps = self.scale * 2, 0

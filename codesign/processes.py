@@ -107,6 +107,19 @@ def started(device: str | None = None) -> Iterator[None]:
         torch.distributed.destroy_process_group()
 
 
+def require_one(whose: str) -> None:
+    """Refuse to run in several processes.
+
+    Raises
+    ------
+    ValueError
+        Where ``torchrun`` started more than one.
+    """
+    n = int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+    if n > 1:
+        raise ValueError(f"{whose}: it runs in one process, got {n} by torchrun; start it without.")
+
+
 @contextlib.contextmanager
 def folder(out: str | os.PathLike[str]) -> Iterator[Path]:
     """Where this process may write: ``out`` for the first one, a folder that is deleted in the end for the others."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import math
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -200,9 +200,10 @@ class RunSpec:
             source, copy = Path(self.hardware), folder / f"chip{Path(self.hardware).suffix}"
             if source.resolve() != copy.resolve():
                 try:
-                    shutil.copyfile(source, copy)
+                    content = source.read_bytes()
                 except OSError as error:
                     raise ValueError(f"Chip {self.hardware!r}: the file must be readable: {error.strerror}.") from None
+                write_atomically(copy, content)
             spec = dataclasses.replace(spec, hardware=copy.name)
         if self.supernet and Path(self.supernet).exists():  # a front's, which may be moved as a whole
             near = os.path.relpath(Path(self.supernet).resolve(), folder.resolve())
@@ -255,6 +256,14 @@ class RunSpec:
     def hardware_model(self) -> HardwareModel:
         """The chip."""
         return load_hardware(self.hardware, self.hardware_settings)
+
+    def hardware_id(self) -> str:
+        """The name of a preset, or a digest of what the chip's file says, whose path differs from run to run."""
+        try:
+            content = Path(self.hardware).read_bytes() if _is_file(self.hardware) else None
+        except OSError:
+            content = None
+        return self.hardware if content is None else f"file {hashlib.blake2b(content, digest_size=8).hexdigest()}"
 
     def data(self) -> Data:
         """The images, split."""
@@ -363,10 +372,7 @@ def open_run(out: str | Path, spec: RunSpec, resume: bool, name: str = SPEC_NAME
 
 
 def _check_same(folder: Path, there: RunSpec, here: RunSpec, resume: bool) -> None:
-    held, asked = (
-        {one.name: _comparable(getattr(spec, one.name), one.name) for one in dataclasses.fields(spec)}
-        for spec in (there, here)
-    )
+    held, asked = ({**plain(dataclasses.asdict(spec)), "hardware": spec.hardware_id()} for spec in (there, here))
     changed = [line for name in held if name not in FREE for line in differences(held[name], asked[name], name)]
     if changed:
         raise RunDirectoryError(
@@ -375,16 +381,6 @@ def _check_same(folder: Path, there: RunSpec, here: RunSpec, resume: bool) -> No
         )
     if not resume:
         raise RunDirectoryError(f"{folder}: it already holds this run; give --resume, or choose another directory.")
-
-
-def _comparable(value: Any, name: str) -> Any:
-    """A chip's file by what it says, the rest as it is written."""
-    if name == "hardware" and _is_file(value):
-        try:
-            return Path(value).read_bytes()
-        except OSError:
-            return value
-    return plain(value)
 
 
 @dataclass(frozen=True)

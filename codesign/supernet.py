@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
+import logging
 import math
 import os
 import threading
@@ -22,6 +25,8 @@ from codesign.run_directory import run_directory, write_atomically
 from codesign.sampling import SAMPLING
 from codesign.space import Arch
 from codesign.weight_training import SupernetTraining, WeightTrainer, load_weights
+
+logger = logging.getLogger(__name__)
 
 #: The folder of a run that keeps its supernet, and the file there.
 SUPERNET_NAME, WEIGHTS_NAME = "supernet", "weights.safetensors"
@@ -76,7 +81,7 @@ def train_supernet(
         progress = None
     with run_directory(out, config, resume) as run:
         weights = run.path / WEIGHTS_NAME if run else None
-        finished = on_first(lambda: _read_weights(weights) if weights and weights.exists() else None)
+        finished = on_first(lambda: _finished(weights) if weights and weights.exists() else None)
         kept = on_first(lambda: run.restore() if run else None)
         if finished:
             load_weights(network, finished)
@@ -96,15 +101,33 @@ def train_supernet(
                 on_first(lambda: run.checkpoint(trainer.state(), 0) if run else None)
             if progress:
                 progress(trainer.step_number, loss)
+        skipped = trainer.scaler.skipped_steps
+        if skipped and is_first():
+            logger.warning("Supernet: %d of %d steps were left out, their gradients not finite.", skipped, n_steps)
         if weights and not finished:
             save_supernet(network, weights)
 
 
+def _finished(path: Path) -> dict[str, Tensor] | None:
+    """The weights of a training that came to its end; None, and a warning, for a file that is damaged."""
+    try:
+        return _read_weights(path)
+    except ValueError as error:
+        logger.warning("%s The training goes on from its last checkpoint.", error)
+        return None
+
+
 def save_supernet(network: nn.Module, path: Path) -> None:
-    """Write the weights of a supernet, quantizers and statistics too, as safetensors."""
+    """Write the weights of a supernet, quantizers and statistics too, as safetensors, with a digest of them."""
     from safetensors.torch import save
 
-    write_atomically(path, save({name: tensor.contiguous() for name, tensor in network.state_dict().items()}))
+    tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    write_atomically(path, save(tensors, {"digest": _digest_of_data(save(tensors))}))
+
+
+def _digest_of_data(content: bytes) -> str:
+    """Of what follows the header of a safetensors file, whose length its first eight bytes say."""
+    return hashlib.blake2b(content[8 + int.from_bytes(content[:8], "little") :], digest_size=16).hexdigest()
 
 
 def load_supernet(network: Any, path: str | os.PathLike[str]) -> None:
@@ -123,12 +146,17 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load
 
+    content = path.read_bytes()
     try:
-        return load(path.read_bytes())
+        tensors: dict[str, Tensor] = load(content)
     except SafetensorError as error:
         raise ValueError(
             f"Supernet {str(path)!r}: it must be a safetensors file, but it is damaged ({error})."
         ) from None
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    if header.get("__metadata__", {}).get("digest", _digest_of_data(content)) != _digest_of_data(content):
+        raise ValueError(f"Supernet {str(path)!r}: its digest must be that of its weights, but it is damaged.")
+    return tensors
 
 
 def statistics_of(data: Images, n: int = 512) -> Tensor:

@@ -21,6 +21,7 @@ from codesign.data import Images
 from codesign.describe import describe, digest
 from codesign.precision import Precision
 from codesign.quant.convert import Bits, mode, set_bits
+from codesign.quant.pact import PACT, clip_penalty
 from codesign.state_file import State
 
 
@@ -53,6 +54,8 @@ class Recipe:
     batch_size : int
     weight_decay : float
         Of weights that are matrices or kernels; norms, biases and quantization steps do not decay.
+    clip_decay : float, optional
+        Of the clips of `PACT`, an L2 penalty of their own. None: as large as ``weight_decay``.
     step_rate : float
         Share of the learning rate at which the steps of quantizers are learned.
     momentum : float
@@ -94,6 +97,7 @@ class Recipe:
     augment: Literal["shift", "crop-flip", "none"] = "shift"
     precision: Precision = field(default_factory=Precision)
     channels_last: bool = False
+    clip_decay: float | None = None
 
     def __post_init__(self) -> None:
         known = {"optimizer": ("adamw", "sgd"), "schedule": ("one-cycle", "cosine"), "augment": tuple(AUGMENT)}
@@ -107,6 +111,8 @@ class Recipe:
                 raise ValueError(f"Recipe: {name} must be from 0 to below 1, got {getattr(self, name)}.")
         if not self.weight_decay >= 0:
             raise ValueError(f"Recipe: weight_decay must not be negative, got {self.weight_decay}.")
+        if self.clip_decay is not None and not self.clip_decay >= 0:
+            raise ValueError(f"Recipe: clip_decay must not be negative, got {self.clip_decay}.")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(f"Recipe: clip_norm must be positive, got {self.clip_norm}.")
 
@@ -238,6 +244,8 @@ class _Trainer:
         self.optimizer = _optimizer(recipe, groups, learning_rate)
         self.schedule = _schedule(recipe, self.optimizer, max(1, epochs * self.n_batches))
         self.scaler = recipe.precision.scaler()
+        has_clips = any(isinstance(module, PACT) for module in network.modules())
+        self.clip_decay = (recipe.weight_decay if recipe.clip_decay is None else recipe.clip_decay) * has_clips
         self.history: list[dict[str, float]] = []
         #: Not among them are the steps of quantizers that are out of use and were never calibrated.
         self.finite = {name for name, tensor in network.state_dict().items() if _is_finite(tensor)}
@@ -276,6 +284,8 @@ class _Trainer:
         value = loss.item()
         if not math.isfinite(value) and not self.scaler.skips:
             raise self._stopped("the loss", f"is {value}", number, drawn)
+        if self.clip_decay:
+            loss = loss + 0.5 * self.clip_decay * clip_penalty(self.network).to(loss.device)
         self.optimizer.zero_grad()
         self.scaler.backward(loss)
         try:

@@ -40,7 +40,7 @@ class FinalTraining:
     epochs : int
         In all.
     start : {"scratch", "supernet", "weights"}
-        From weights drawn by the seed, or from those that it had in the search: shared ones, or those of a file.
+        From weights drawn by the seed, or from those that the search began with: shared ones, or those of a file.
     float_share : float
         Share of the epochs before quantization begins; there are none but from scratch.
     learning_rate, quantized_rate : float

@@ -9,7 +9,7 @@ from typing import Any
 from codesign import processes
 from codesign.commands import arguments, output
 from codesign.commands.pareto import comparison_text
-from codesign.commands.search import add_run_arguments, specification
+from codesign.commands.search import add_run_arguments, default_folder, specification
 
 EXAMPLE = """
 codesign front --limit energy_j=0.3x:0.9x:3 --out runs/front
@@ -39,6 +39,7 @@ def run(args: argparse.Namespace) -> int:
     from codesign.run_spec import FRONT_NAME
 
     spec = specification(args, FRONT_NAME)
+    args.out = args.out or default_folder(spec, "front-")
     output.check_folder(args.out)
     from codesign.front_search import front_search
 

@@ -131,6 +131,10 @@ def add_search_arguments(parser: argparse.ArgumentParser, limit: str) -> None:
     group.add_argument(
         "--seed", type=arguments.natural, default=GIVEN, metavar="N", help="same seed, same result (default: 0)"
     )
+    group.add_argument(
+        "--data-seed", type=arguments.natural, default=GIVEN, metavar="N",
+        help="how images are split, where searches of several seeds share a split (default: as --seed)",
+    )  # fmt: skip
     group = parser.add_argument_group("supernet: the weights that all networks share")
     group.add_argument(
         "--supernet", default=GIVEN, metavar="PATH", help="take that of another run instead of training one"

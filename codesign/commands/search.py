@@ -44,7 +44,9 @@ def add_run_arguments(parser: argparse.ArgumentParser, limit: str) -> None:
         help="a run to repeat, which further options change in part; or a trained network whose bits are searched: "
         "resnet20, a classifier of torchvision, or package.module:factory",
     )  # fmt: skip
-    parser.add_argument("--out", required=True, metavar="DIR", help="where everything is kept")
+    parser.add_argument(
+        "--out", metavar="DIR", help="where everything is kept (default: runs/, and then strategy and seed)"
+    )
     parser.add_argument("--resume", action="store_true", help="go on with the run in DIR")
     parser.add_argument("--tensorboard", action="store_true", help="write metrics for TensorBoard too")
     parser.add_argument("--device", metavar="NAME", help="cpu or cuda (default: a GPU where there is one)")
@@ -59,6 +61,7 @@ def add_run_arguments(parser: argparse.ArgumentParser, limit: str) -> None:
 def run(args: argparse.Namespace) -> int:
     """Search, and print the chosen network and how it uses its limits."""
     spec = specification(args)
+    args.out = args.out or default_folder(spec)
     output.check_folder(args.out)
     from codesign.launch import launch
 
@@ -76,6 +79,13 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def default_folder(spec: RunSpec, kind: str = "") -> str:
+    """Where a run is kept unless told; one that is there already is gone on with only when asked."""
+    from codesign.family import family
+
+    return f"runs/{kind}{spec.strategy or family(spec.family).strategy}-seed{spec.seed}"
+
+
 def specification(args: argparse.Namespace, name: str | None = None) -> RunSpec:
     """What the arguments describe: on top of the file given, or of the run that is gone on with.
 
@@ -86,8 +96,8 @@ def specification(args: argparse.Namespace, name: str | None = None) -> RunSpec:
     """
     from codesign.run_spec import SPEC_NAME, RunSpec
 
-    held = Path(args.out) / (name or SPEC_NAME)
-    source = args.spec or (held if args.resume and held.exists() else None)
+    held = Path(args.out) / (name or SPEC_NAME) if args.out else None
+    source = args.spec or (held if args.resume and held and held.exists() else None)
     if args.spec and not Path(args.spec).exists() and Path(args.spec).suffix not in (".yaml", ".yml"):
         source, args.network = None, args.spec
     spec = run_arguments.spec(args, RunSpec.read(source) if source else None)

@@ -6,6 +6,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
+from codesign import processes
 from codesign.commands import arguments, output
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ def loaded_run(args: argparse.Namespace) -> Run:
 
 def run(args: argparse.Namespace) -> int:
     """Train, and print where the network is and how good it is on the search set."""
+    processes.require_one("codesign train")
     if args.out:
         output.check_folder(args.out)
     from tqdm import tqdm

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from codesign.metrics import scaled
+from codesign.metrics import scaled, sense
 from codesign.pareto import attainment, pareto_mask
 from codesign.plots.axes import COLORS, GREY, MARKERS, Limits, axes_of, draw_limits, tidy
 from codesign.trial import Trial
@@ -43,7 +43,8 @@ def plot_pareto(
         of that have attained something, and the points of each seed's front small. Infeasible trials, and those that
         lack a metric, are left out.
     x, y : str
-        Metrics; less is better. The front is that of these two.
+        Metrics; less is better, but for those of which more is (`codesign.metrics.sense`). The front is that of these
+        two.
     color : str, optional
         A third metric, shown as colour; runs are then told apart by their markers.
     limits : mapping of float or of sequences of float, optional
@@ -71,11 +72,13 @@ def plot_pareto(
     if color:
         scale_c, label_c = scaled(color, everything[:, 2])
         shade = {"vmin": scale_c * everything[:, 2].min(), "vmax": scale_c * everything[:, 2].max()}
-    right = scale_x * max(cloud[pareto_mask(cloud[:, :2]), 0].max() for seeds in clouds.values() for cloud in seeds)
+    senses, signs = _senses((x, y))
+    pairs = {name: [cloud[:, :2] * scales * signs for cloud in seeds] for name, seeds in clouds.items()}
+    right = _right(pairs)
     for i, (name, seeds) in enumerate(clouds.items()):
         hue, marker = COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]
-        _draw_steps(ax, [cloud[:, :2] * scales for cloud in seeds], right, GREY if color else hue)
-        fronts = [pareto_mask(cloud[:, :2]) for cloud in seeds]
+        _draw_steps(ax, pairs[name], right, GREY if color else hue, signs)
+        fronts = [pareto_mask(cloud[:, :2], senses=senses) for cloud in seeds]
         points, front = np.concatenate(seeds), np.concatenate(fronts)
         xs, ys = scale_x * points[:, 0], scale_y * points[:, 1]
         fill = [{"c": scale_c * points[some, 2], **shade} if color else {"color": hue} for some in (~front, front)]
@@ -115,7 +118,7 @@ def plot_front_grid(
     runs, limits
         As for `plot_pareto`.
     objectives : sequence of str, length 3
-        Metrics; less is better.
+        Metrics; less is better, but for those of which more is (`codesign.metrics.sense`).
 
     Returns
     -------
@@ -133,18 +136,20 @@ def plot_front_grid(
         raise ValueError(f"plot_front_grid: there must be three objectives, got {', '.join(objectives) or 'none'}.")
     clouds, everything = _clouds(runs, objectives, "plot_front_grid")
     scales, labels = zip(*(scaled(m, everything[:, i]) for i, m in enumerate(objectives)), strict=True)
-    joint = pareto_mask(everything)
+    joint = pareto_mask(everything, senses=_senses(objectives)[0])
     _, axes = plt.subplots(2, 2, figsize=(8.6, 6.6), sharex="col", layout="constrained")
     for ax, x, y in ((axes[0, 0], 1, 0), (axes[0, 1], 2, 0), (axes[1, 0], 1, 2)):
         tidy(ax)
         first = 0
-        pairs = {name: [cloud[:, (x, y)] * (scales[x], scales[y]) for cloud in seeds] for name, seeds in clouds.items()}
-        right = max(pair[pareto_mask(pair), 0].max() for seeds in pairs.values() for pair in seeds)
+        signs = _senses((objectives[x], objectives[y]))[1]
+        factors = np.array([scales[x], scales[y]]) * signs
+        pairs = {name: [cloud[:, (x, y)] * factors for cloud in seeds] for name, seeds in clouds.items()}
+        right = _right(pairs)
         for i, (name, seeds) in enumerate(pairs.items()):
             hue, marker = COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]
             if y == 0:
-                _draw_steps(ax, seeds, right, hue)
-            points = np.concatenate(seeds)
+                _draw_steps(ax, seeds, right, hue, signs)
+            points = np.concatenate(seeds) * signs
             best = joint[first : first + len(points)]
             first += len(points)
             ax.scatter(*points[~best].T, s=10, marker=marker, color=hue, alpha=0.2, linewidths=0, zorder=2)
@@ -188,8 +193,22 @@ def _clouds(runs: Runs, metrics: Sequence[str], whose: str) -> tuple[dict[str, l
     return clouds, np.concatenate([cloud for seeds in clouds.values() for cloud in seeds])
 
 
-def _draw_steps(ax: Axes, seeds: Sequence[Floats], right: float, hue: str) -> None:
-    """The front of a run as steps; of several, the median of their attainment, and its spread as a band."""
+def _senses(metrics: Sequence[str]) -> tuple[list[str], Floats]:
+    """The senses of metrics, and the signs that make costs of them."""
+    senses = [sense(metric) for metric in metrics]
+    return senses, np.array([-1.0 if one == "max" else 1.0 for one in senses])
+
+
+def _right(pairs: Mapping[str, Sequence[Floats]]) -> float:
+    """The largest first cost on any front."""
+    return float(max(pair[pareto_mask(pair), 0].max() for seeds in pairs.values() for pair in seeds))
+
+
+def _draw_steps(ax: Axes, seeds: Sequence[Floats], right: float, hue: str, signs: Floats) -> None:
+    """The front of a run as steps; of several, the median of their attainment, and its spread as a band.
+
+    Points are costs; they are drawn as values again, by their signs.
+    """
     at = np.unique(np.concatenate([points[pareto_mask(points), 0] for points in seeds]))
     if len(seeds) > 1:
         at = np.unique([*at, right])
@@ -197,12 +216,16 @@ def _draw_steps(ax: Axes, seeds: Sequence[Floats], right: float, hue: str) -> No
     # Of an even number the upper of the middle two, so that nothing is averaged with what is not reached.
     middle = np.sort(reached, axis=0)[len(seeds) // 2]
     there = np.isfinite(middle)
-    ax.step(at[there], middle[there], where="post", color=hue, linewidth=1.3, alpha=0.8, zorder=3)
+    of_x, of_y = signs
+    ax.step(of_x * at[there], of_y * middle[there], where="post", color=hue, linewidth=1.3, alpha=0.8, zorder=3)
     if len(seeds) > 1:
         ends = (0.25, 0.75) if len(seeds) >= MANY_SEEDS else (0, 1)
         low, high = np.quantile(reached, ends, axis=0, method="inverted_cdf")
         whole = np.isfinite(high)
-        ax.fill_between(at[whole], low[whole], high[whole], step="post", color=hue, alpha=0.18, linewidth=0, zorder=1.5)
+        ax.fill_between(
+            of_x * at[whole], of_y * low[whole], of_y * high[whole], step="post", color=hue, alpha=0.18, linewidth=0,
+            zorder=1.5,
+        )  # fmt: skip
 
 
 def _label(name: str, fronts: Sequence[NDArray[np.bool_]]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import logging
 import math
 from collections.abc import Sequence
 
@@ -26,6 +27,8 @@ from codesign.strategies.policy import Floats, draw, entropy_gradient, even_logi
 from codesign.supernet import SupernetAccuracy, SupernetTask, statistics_of
 from codesign.weight_training import Stopped, WeightTrainer
 
+logger = logging.getLogger(__name__)
+
 
 class Training(AbstractTraining):
     """MP-NAS on its way."""
@@ -46,7 +49,10 @@ class Training(AbstractTraining):
         self.logits = np.array(state["logits"]) if "logits" in state else even_logits(problem.space)
         self.moments = np.array(state["moments"]) if "moments" in state else np.zeros((2, *self.logits.shape))
         self.limit_weights: list[float] | None = state.get("limit_weights")
+        self.scaler = training.precision.scaler()
+        self._told: set[str] = set()
         if "step_number" in state:
+            self.scaler.load(state["scaler"])
             self.weights.load({n[8:]: value for n, value in state.items() if n.startswith("weights.")})
 
     def state(self) -> State:
@@ -54,6 +60,7 @@ class Training(AbstractTraining):
         return {
             **kept, "seed": self.seed, "rng": keep_rng(self.rng), "step_number": self.step_number,
             "logits": self.logits.copy(), "moments": self.moments.copy(), "limit_weights": self.limit_weights,
+            "scaler": self.scaler.state(),
         }  # fmt: skip
 
     def advance(self) -> dict[str, float]:
@@ -64,7 +71,9 @@ class Training(AbstractTraining):
                 (row,) = draw(self.logits, 1, self.weights.rng(4))
                 self.weights.step([self._network_arch(row)])
             seen.append(self.policy_step())
-        return {name: float(np.mean([row[name] for row in seen])) for name in seen[0]}
+        means = {name: float(np.mean([row[name] for row in seen])) for name in seen[0]}
+        skipped = self.scaler.skipped_steps + self.weights.scaler.skipped_steps
+        return {**means, "skipped_steps": float(skipped)} if skipped else means
 
     def offer(self, n: int) -> list[Arch]:
         rows = [self.logits.argmax(axis=1), *draw(self.logits, n - 1, self.rng)]
@@ -88,13 +97,12 @@ class Training(AbstractTraining):
         rng = np.random.default_rng([self.seed, self.step_number, 5])  # the same in all processes
         batch = self._search_batch(rng)
         loss, gradient = (self._relaxed if strategy.task == "gumbel" else self._sampled)(*batch, rng)
-        if not (math.isfinite(loss) and np.isfinite(gradient).all()):
-            likeliest = self.problem.space.decode(self.problem.space.join(self.logits.argmax(axis=1)))
-            raise Stopped(
-                f"{type(strategy).__name__}: the loss and its gradient must stay finite, but the loss is {loss} at "
-                f"policy step {self.step_number}; the likeliest network is {likeliest}. The last checkpoint is "
-                "kept; lower the learning rates."
-            )
+        if not math.isfinite(loss) and not self.scaler.skips:
+            raise self._stopped(f"the loss must stay finite, but is {loss}")
+        try:
+            accepted = self.scaler.accepts(float(np.linalg.norm(gradient)))
+        except FloatingPointError as error:
+            raise self._stopped(str(error)) from None
         used, gradients = self.expected_usage(rng)
         if self.limit_weights is None:
             excess = np.maximum(used - 1, 0.1)
@@ -105,9 +113,17 @@ class Training(AbstractTraining):
             if share > 1:  # the hinge
                 gradient = gradient + ramp * weight * slope
         gradient = gradient - strategy.entropy * (1 - progress) * entropy_gradient(self.logits) / len(self.logits)
-        self._adam(gradient)
+        if accepted:
+            self._adam(gradient)
         self.step_number += 1
         return {"loss": loss} | {f"{name}_usage": float(v) for name, v in zip(self.problem.limits, used, strict=True)}
+
+    def _stopped(self, what: str) -> Stopped:
+        likeliest = self.problem.space.decode(self.problem.space.join(self.logits.argmax(axis=1)))
+        return Stopped(
+            f"{type(self.strategy).__name__}: {what} at policy step {self.step_number}; the likeliest network is "
+            f"{likeliest}. The last checkpoint is kept; lower the learning rates."
+        )
 
     @property
     def temperature(self) -> float:
@@ -131,7 +147,8 @@ class Training(AbstractTraining):
             with self.weights.training.precision.autocast(images.device):
                 scores = self.network.soft(images, fields)
             loss = functional.cross_entropy(wide(scores), labels)
-        (gradient,) = torch.autograd.grad(loss, logits)
+        (gradient,) = torch.autograd.grad(loss * self.scaler.scale, logits)
+        gradient = gradient / self.scaler.scale  # a power of two, so in float32 nothing changes
         value = loss.detach()
         distributed.average([gradient, value])
         return float(value), np.where(np.isfinite(self.logits), gradient.numpy(), 0.0)
@@ -157,7 +174,11 @@ class Training(AbstractTraining):
         policies = option_probabilities(self.problem.space, self.logits)
         expected = table.expected(policies) if table is not None and self.strategy.cost == "expected" else {}
         exact = [name in expected and name not in AT_LEAST and math.isfinite(expected[name]) for name in limits]
-        if not all(exact):
+        sampled = [name for name, known in zip(limits, exact, strict=True) if not known]
+        if sampled and self.strategy.cost == "expected" and not set(sampled) <= self._told:
+            self._told.update(sampled)
+            logger.warning("The expectation of %s is no sum over a table; REINFORCE is taken.", ", ".join(sampled))
+        if sampled:
             rows = draw(self.logits, self.strategy.cost_samples, rng)
             usages = self.problem.usages([self.problem.space.join(row) for row in rows])
         for i, (name, limit) in enumerate(limits.items()):

@@ -44,6 +44,14 @@ def write_run(folder, points, strategy=None, seed=0, limit=None, objective="erro
 A, B, C = [(0.3, 1.0), (0.1, 2.0)], [(0.2, 1.5), (0.15, 3.0)], [(0.4, 0.5), (0.05, 4.0)]
 
 
+def test_runs_on_one_chip_are_one_group_wherever_its_file_lies(codesign, tmp_path):
+    for name, rows in (("mine.yaml", 4), ("copy.yaml", 4), ("other.yaml", 8)):
+        (tmp_path / name).write_text(f"preset: bitfusion\nrows: {rows}\n")
+        write_run(tmp_path / "runs" / name[:4], A, "mpnas", rows, 2.0, hardware=str(tmp_path / name))
+    groups = {found.name.rpartition("/")[2]: found.group for found in gather([str(tmp_path / "runs")])}
+    assert groups["mine"] == groups["copy"] != groups["othe"]
+
+
 def test_runs_that_differ_in_seed_and_limits_alone_are_one_group_and_their_spread_is_told(codesign, tmp_path):
     write_run(tmp_path / "f0" / "mpnas" / "x", A, "mpnas", 0, 2.0)
     write_run(tmp_path / "f0" / "mpnas" / "y", B, "mpnas", 0, 4.0)

@@ -80,6 +80,31 @@ def test_a_run_that_exists_is_gone_on_with_only_when_asked_and_lends_its_superne
     assert load_trials("b") == before and not (tmp_path / "b" / "supernet").exists()
 
 
+def test_a_supernet_is_lent_to_searches_of_the_same_split_alone(codesign, refused):
+    assert codesign(f"{SEARCH} --out a")[0] == 0
+    assert "--data-seed" in refused(f"{SEARCH} --supernet a --seed 1 --out b")
+    assert codesign(f"{SEARCH} --supernet a --seed 1 --data-seed 0 --out b")[0] == 0
+    assert RunSpec.read("b").data_seed == 0
+
+
+def test_settings_of_the_space_that_the_images_contradict_are_refused(refused):
+    error = refused(f"{SEARCH} --space-set input_size=16 --out a")
+    assert "input_size is 8 and not 16" in error
+
+
+def test_without_a_folder_a_search_is_kept_under_its_strategy_and_seed(codesign, refused):
+    assert codesign(SEARCH)[0] == 0
+    assert codesign("search runs/random-seed0/run.yaml --seed 2 --strategy random")[0] == 0
+    assert load_trials("runs/random-seed0") != load_trials("runs/random-seed2")
+    assert "give --resume" in refused(SEARCH)
+
+
+def test_training_is_refused_to_several_processes(refused, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "it runs in one process, got 2" in refused("train runs/a")
+
+
 def test_what_another_process_writes_is_left_alone(codesign, refused, tmp_path):
     from codesign.run_directory import Lock
 

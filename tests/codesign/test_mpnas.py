@@ -16,6 +16,7 @@ from toys import problem as toy_problem
 from codesign.chip_space import ChipSpace
 from codesign.nets.mobilenetv2 import MobileNetV2Space
 from codesign.nets.mobilenetv2_supernet import Supernet
+from codesign.precision import Precision
 from codesign.problem import Problem, UnreachableLimit
 from codesign.search import search
 from codesign.strategies import MPNAS, STRATEGIES, Gumbel
@@ -262,7 +263,7 @@ class Contended(BitFusion):
 
 
 @pytest.mark.parametrize(("limits", "chip"), [({"energy_j": 0.5}, Contended()), ({"edp_js": 0.3}, BitFusion())])
-def test_where_the_cost_is_no_sum_over_a_table_it_is_estimated_from_samples(limits, chip):
+def test_where_the_cost_is_no_sum_over_a_table_it_is_estimated_from_samples_and_said_so(limits, chip, caplog):
     task, logits = problem(limits, SMALL, chip, trained(SMALL)), some_logits(SMALL)
     assert (task.table is None) == isinstance(chip, Contended)
     strategy = Gumbel(**SHORT, cost_samples=50)
@@ -272,6 +273,7 @@ def test_where_the_cost_is_no_sum_over_a_table_it_is_estimated_from_samples(limi
     assert used[0] == usages.mean() and (gradient == reinforce(logits, rows, usages)).all()
     trials = search(task, strategy, 4, batch_size=4)
     assert all(trial.feasible for trial in trials)
+    assert sum("REINFORCE is taken" in record.message for record in caplog.records) == 2  # for two trainings
 
 
 def test_a_limit_that_the_policy_meets_has_no_say():
@@ -392,13 +394,39 @@ def test_a_loss_that_is_not_a_number_stops_and_keeps_what_was_there(tmp_path):
     network.classifier.bias.data.fill_(math.nan)
     step = training(problem(network=network))
     with pytest.raises(
-        Stopped, match=r"finite, but the loss is nan at policy step 0; the likeliest network is .*blocks"
+        Stopped, match=r"loss must stay finite, but is nan at policy step 0; the likeliest network is .*blocks"
     ):
         step.policy_step()
     with pytest.raises(Stopped, match="the loss must be finite, but is nan at step 0 for blocks"):
         search(problem(network=network), MPNAS(**SHORT), 8, out=tmp_path / "other", batch_size=4)
     assert not load_trials(tmp_path / "other")
     assert {name: (tmp_path / name).read_bytes() for name in FILES} == before
+
+
+def test_in_float16_a_policy_gradient_that_overflows_is_left_out_and_counted():
+    task = problem({"energy_j": 0.5})
+    half = replace(task.supernet, training=replace(task.supernet.training, precision=Precision("float16")))
+    step = training(replace(task, supernet=half))
+    step.scaler.scale = 2.0**127  # times a loss above 2 it is inf
+    before = step.logits.copy()
+    step.policy_step()
+    assert (step.logits == before).all() and step.step_number == 1
+    assert (step.scaler.skipped_steps, step.scaler.scale) == (1, 2.0**126)
+    step.scaler.scale = 2.0**10
+    step.policy_step()
+    assert (step.logits != before).any() and step.advance()["skipped_steps"] >= 1
+    again = training(replace(task, supernet=half), **step.state())
+    assert again.scaler.state() == step.scaler.state()
+
+
+def test_the_scale_of_the_loss_changes_no_bit_of_the_policy_in_float32():
+    task, moved = problem({"energy_j": 0.5}), []
+    for scale in (1.0, 2.0**8):
+        step = training(task)
+        step.scaler.scale = scale
+        step.policy_step()
+        moved.append(step.logits)
+    np.testing.assert_allclose(*moved, rtol=1e-5)
 
 
 def test_a_state_holds_no_pickle_and_all_that_goes_on(uninterrupted):

@@ -178,3 +178,16 @@ def test_names_are_shortened_and_stay_distinct():
     names = [layer.name for layer in networks.mobilenet_v2().layers]
     short = short_names(names)
     assert len(set(short)) == len(names) and max(map(len, short)) <= 18
+
+
+def test_of_some_metrics_more_is_better_and_the_front_and_its_steps_say_so():
+    points = [(0.1, 100.0), (0.2, 300.0), (0.3, 200.0)]  # error, frames per second
+    trials = [Trial((i,), {"error": e, "frames_per_s": f, "energy_j": 1.0}, {}, i) for i, (e, f) in enumerate(points)]
+    ax = plot_pareto({"run": trials}, x="frames_per_s", y="error")
+    assert ax.get_legend().get_texts()[0].get_text() == "run (own front: 2 of 3)"
+    (steps,) = [line for line in ax.get_lines() if line.get_drawstyle() == "steps-post"]
+    assert sorted(zip(*steps.get_data(), strict=True)) == [(100.0, 10.0), (300.0, 20.0)]  # in percent
+    several = plot_pareto({"run": [trials, trials[:1]]}, x="frames_per_s", y="error")
+    assert "2 seeds" in several.get_legend().get_texts()[0].get_text()
+    axes = plot_front_grid({"run": trials}, ("error", "frames_per_s", "energy_j"))
+    assert [text.get_text() for text in axes[1, 1].get_legend().get_texts()] == ["run: 2 of 3"]

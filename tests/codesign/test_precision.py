@@ -82,6 +82,14 @@ def test_training_that_no_scale_helps_ends():
     assert line.scaler.skipped_steps == MOST_SKIPPED
 
 
+def test_a_step_made_elsewhere_moves_the_scale_as_the_optimisers_own():
+    line, scaler = Line(F16), Line(F16).scaler
+    for norm in (1.0, math.inf, 1.0, 1.0):
+        line.step([norm, 0.0])
+        assert scaler.accepts(norm) == math.isfinite(norm)
+    assert scaler.state() == line.scaler.state()
+
+
 def test_the_state_is_plain_numbers_that_go_on_where_they_were():
     line, other = Line(F16), Line(F16)
     for gradient in ([1.0, 1.0], [math.inf, 1.0], [1.0, 1.0], [1.0, 1.0]):

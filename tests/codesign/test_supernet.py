@@ -376,6 +376,23 @@ def test_a_finished_training_is_read_back_and_another_one_is_refused(tmp_path, u
         run(tmp_path, resume=False)
 
 
+def test_weights_that_were_damaged_on_the_disk_are_noticed_and_made_again_from_the_checkpoint(
+    tmp_path, uninterrupted, caplog
+):
+    network = Supernet(SPACE, 0)
+    train_supernet(network, few(), TRAINING, 0, tmp_path)
+    path = tmp_path / "weights.safetensors"
+    whole = path.read_bytes()
+    for damaged in (whole[:-5] + bytes([whole[-5] ^ 1]) + whole[-4:], whole[: len(whole) // 2]):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="damaged"):
+            load_supernet(Supernet(SPACE, 0), path)
+        again = Supernet(SPACE, 0)
+        train_supernet(again, few(), TRAINING, 0, tmp_path, resume=True)
+        assert weights_digest(again) == weights_digest(network) and path.read_bytes() == whole
+        assert "goes on from its last checkpoint" in caplog.text
+
+
 def test_weights_of_another_space_and_damaged_ones_are_refused(tmp_path, network):
     path = tmp_path / "weights.safetensors"
     save_supernet(network, path)

@@ -15,6 +15,7 @@ from codesign.accuracy import evaluate
 from codesign.augment import crop_and_flip
 from codesign.data import Images, load_data
 from codesign.precision import Precision
+from codesign.quant import calibrate, quantize
 from codesign.run_directory import RunDirectoryError
 from codesign.state_file import unpack_state
 from codesign.train import PICTURES, Recipe, train
@@ -345,3 +346,19 @@ def test_without_tensorboard_it_is_said_how_to_get_it(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(ImportError, match="pip install tensorboard"):
         TensorBoard(tmp_path)
+
+
+def test_the_clips_of_pact_have_a_penalty_of_their_own(data):
+    clips = {}
+    for decay in (0.0, 1.0, None):
+        network = quantize(small_net(), 4, quantizer="pact")
+        calibrate(network, data.images[:64])
+        recipe = Recipe("sgd", "cosine", batch_size=32, momentum=0.0, weight_decay=1.0, clip_decay=decay)
+        quantizer = network[0].input_quantizer
+        before = quantizer.alpha.item()
+        train(network, Images(data.images[:32], data.labels[:32]), 1, 0.01, 0, recipe)
+        clips[decay] = quantizer.alpha.item() / before
+    assert clips[1.0] == pytest.approx(clips[0.0] - 0.01, abs=1e-4)  # one step: the gradient of alpha^2 / 2 is alpha
+    assert clips[None] == clips[1.0]
+    with pytest.raises(ValueError, match="clip_decay must not be negative, got -1"):
+        Recipe(clip_decay=-1.0)
