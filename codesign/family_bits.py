@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from codesign.family import AbstractFamily, Progress, plain
+from codesign.limits import cheapest
 from codesign.space import Arch, BitwidthSpace
 from hwmodels.config import from_fields
 from hwmodels.workload import Workload
@@ -173,33 +174,20 @@ class BitsFamily(AbstractFamily):
     def before(self, problem: Problem, task: NetworkTask) -> str:
         """How good the network is before bits are taken from it, and the range of each metric under a limit."""
         from codesign.accuracy import evaluate
-        from codesign.commands.output import table
-        from codesign.metrics import LABELS, quantity
+        from codesign.metrics import quantity
         from codesign.quant import set_bits
-        from codesign.search_result import reference
 
-        _, whole = reference(problem)
-        rows = []
-        for name, limit in problem.limits.items() if whole else ():
-            least = problem.reachable(name).low
-            share = (limit - least) / (whole[name] - least) if whole[name] != least else 1.0
-            rows.append((
-                LABELS.get(name, (name,))[0], quantity(name, least), quantity(name, whole[name]), quantity(name, limit),
-                f"{limit / whole[name]:.3f}x", f"{100 * share:.1f} %",
-            ))  # fmt: skip
         space: Any = getattr(problem.space, "network_space", problem.space)
         scores = task.accuracy()(space.reference)
         set_bits(network := copy.deepcopy(task.network), None)
         exact = evaluate(network, task.data.search)
-        widest = 8 if 8 in space.bits else max(space.bits)
         errors = [quantity("error", found["error"]) for found in (exact, scores)]
-        lines = [
-            f"On the search set: error {errors[0]} in float, {errors[1]} at {widest} bits; loss {exact['loss']:.4f} "
-            f"and {scores['loss']:.4f} nats",
-        ]
-        if rows:
-            lines += ["", table(("", "cheapest", "at 8 bits", "limit", "of 8 bits", "of the way up"), rows)]
-        return "\n".join(lines)
+        said = (
+            f"On the search set: error {errors[0]} in float, {errors[1]} at {_reference_bits(space)} bits; loss "
+            f"{exact['loss']:.4f} and {scores['loss']:.4f} nats"
+        )
+        ends = reach_table([problem])
+        return f"{said}\n\n{ends}" if ends else said
 
     # ------------------------------------------------------------------------------------------------- parts
 
@@ -231,6 +219,32 @@ class BitsFamily(AbstractFamily):
                 f"Data {spec.dataset!r}: labels must be among the {classes} outputs of {spec.network}, got "
                 f"{data.classes} classes; set classes=, or give the data that the weights are for."
             )
+
+
+def reach_table(problems: Iterable[Problem]) -> str:
+    """Both ends of the range of each metric under a limit, and where in it the limit lies; empty without limits."""
+    from codesign.commands.output import table
+    from codesign.metrics import LABELS, quantity
+    from codesign.search_result import reference
+
+    rows, bits = [], 8
+    for problem in problems:
+        bits = _reference_bits(getattr(problem.space, "network_space", problem.space))
+        _, whole = reference(problem)
+        for name, limit in problem.limits.items() if whole else ():
+            end = cheapest(problem, name)
+            share = (limit - end) / (whole[name] - end) if whole[name] != end else 1.0
+            rows.append((
+                LABELS.get(name, (name,))[0], quantity(name, end), quantity(name, whole[name]), quantity(name, limit),
+                f"{limit / whole[name]:.3f}x", f"{100 * share:.1f} %",
+            ))  # fmt: skip
+    header = ("", "cheapest", f"at {bits} bits", "limit", f"of {bits} bits", "of the way up")
+    return table(header, rows) if rows else ""
+
+
+def _reference_bits(space: Any) -> int:
+    """The bitwidth of the network that limits refer to (`BitwidthSpace.reference`)."""
+    return 8 if 8 in space.bits else int(max(space.bits))
 
 
 def _settings(spec: RunSpec) -> NetworkSettings:

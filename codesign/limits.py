@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 from codesign.chip_space import ChipSpace
-from codesign.problem import Problem
+from codesign.problem import AT_LEAST, Problem
 from hwmodels.cost import InfeasibleLayer, estimate
 
 #: What one of a unit is in the unit of a metric.
@@ -31,8 +31,8 @@ def parse_limits(
     ----------
     texts : iterable of str
         ``metric=number``, with a unit (`UNITS`) where it is not that of the metric's name. With ``x`` for a unit the
-        number is a factor on what the reference has of the metric, with ``%`` the share of the way from the least
-        that any candidate has (`Problem.reachable`) to the reference.
+        number is a factor on what the reference has of the metric, with ``%`` the share of the way from the cheapest
+        that any candidate has (`cheapest`) to the reference.
     problem : Problem
         What the limits are for; its own limits do not matter.
     reference_arch : sequence of int, optional
@@ -86,16 +86,22 @@ def parse_limits(
             limits[name] = number * reference[name]
         elif unit == "%":
             reference = reference or _reference_metrics(text, problem, reference_arch)
-            least = problem.reachable(name).low
-            limits[name] = least + number / 100 * (reference[name] - least)
+            end = cheapest(problem, name)
+            limits[name] = end + number / 100 * (reference[name] - end)
         elif unit is None or unit in UNITS.get(name, {}):
             limits[name] = number * (UNITS[name][unit] if unit else 1.0)
         else:
             known = ", ".join(
-                ["x, a factor on the reference", "%, from the least to the reference", *UNITS.get(name, {})]
+                ["x, a factor on the reference", "%, from the cheapest to the reference", *UNITS.get(name, {})]
             )
             raise ValueError(f"Limit {text!r}: the unit must be one of {name}, got {unit!r}; known are {known}.")
     return limits
+
+
+def cheapest(problem: Problem, metric: str) -> float:
+    """The end of a metric's range that takes least of the chip: the highest one where more of it is better."""
+    reach = problem.reachable(metric)
+    return reach.high if metric in AT_LEAST else reach.low
 
 
 def _reference_metrics(text: str, problem: Problem, arch: Sequence[int] | None) -> dict[str, float]:

@@ -1,16 +1,21 @@
 """A trained network's bits from the command line: search, train, evaluate, export; and what is refused."""
 
 import json
+import re
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from small_task import _trained, write_files
+from toys import problem
 
 from codesign.cli import main
 from codesign.export import load_export
+from codesign.family_bits import reach_table
+from codesign.metrics import quantity
 from codesign.run_spec import load_run
 
 NETWORK = """
@@ -167,6 +172,21 @@ def test_heads_that_run_in_training_alone_and_weights_that_others_read_stay_in_f
     run = load_run(place / "h")
     assert list(run.spec.space().layer_bits(run.trial().arch)) == ["conv", "mix", "fc"]
     assert run.spec.space().searched == ("conv", "fc")
+
+
+@pytest.mark.parametrize(("bits", "widest"), [((2, 4, 8), 8), ((2, 4), 4), ((4, 8, 16), 8)])
+@pytest.mark.parametrize(("name", "end"), [("energy_j", "low"), ("frames_per_s", "high")])
+def test_both_ends_of_the_range_of_a_limit_are_said(bits, widest, name, end):
+    free = replace(toy := problem(limit=None), space=replace(toy.space, bits=bits))
+    cheapest = getattr(free.reachable(name), end)
+    whole = free.price(free.space.uniform(widest)).metrics()[name]
+    limit = cheapest + 0.6 * (whole - cheapest)
+    header, _, row = reach_table([free, replace(free, limits={name: limit})]).splitlines()
+    assert header.split("  ")[-1] == "of the way up" and f"at {widest} bits" in header and f"of {widest} bits" in header
+    assert [cell.strip() for cell in re.split("  +", row)][1:] == [
+        *(quantity(name, value) for value in (cheapest, whole, limit)), f"{limit / whole:.3f}x", "60.0 %",
+    ]  # fmt: skip
+    assert reach_table([free]) == ""
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Limits as text: units, factors on a reference, and an error for each way to get them wrong."""
 
 import dataclasses
+import itertools
 from dataclasses import dataclass, replace
 
 import pytest
@@ -54,6 +55,18 @@ def test_a_factor_refers_to_what_the_space_names_unless_told_otherwise():
     assert parse_limits(["macs=2x"], named) == {"macs": 2 * TOY.price(EIGHT).metrics()["macs"]}
     two = parse_limits(["weight_bytes=1x"], named, TOY.space.uniform(2))
     assert two == {"weight_bytes": TOY.price(TOY.space.uniform(2)).workload.weight_bytes}
+
+
+@pytest.mark.parametrize(("name", "best"), [("energy_j", min), ("frames_per_s", max)])
+def test_a_percentage_is_the_share_of_the_way_from_the_cheapest_network_to_the_one_at_8_bits(name, best):
+    archs = itertools.product(*map(range, TOY.space.option_counts))
+    end = best(TOY.price(arch).metrics()[name] for arch in archs)
+    whole = TOY.price(EIGHT).metrics()[name]
+    for percent in (1, 60, 100):
+        limits = parse_limits([f"{name}={percent}%"], TOY)
+        assert limits == {name: pytest.approx(end + percent / 100 * (whole - end), rel=1e-12)}
+        assert dataclasses.replace(TOY, limits=limits).witness
+        assert dataclasses.replace(TOY, limits=limits).feasible(EIGHT) == (percent == 100)
 
 
 @pytest.mark.parametrize(
