@@ -42,6 +42,10 @@ class AbstractStrategy(ABC):
         """The strategy whose `training_passes` come to at most so many, and close to it."""
         return self
 
+    def lasting(self, n_trials: int) -> Self:
+        """The strategy whose schedules run their course over so many trials."""
+        return self
+
 
 @dataclass(frozen=True)
 class AbstractSampler(AbstractStrategy):

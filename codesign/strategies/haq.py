@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ OBSERVED = (
     "previous_bits", "weight_step",
 )  # fmt: skip
 PREVIOUS = OBSERVED.index("previous_bits")
+#: Episodes of the paper's searches, over which its noise decays.
+PAPER_EPISODES = 600
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,13 @@ class HAQ(AbstractSampler):
     def paper(cls) -> Self:
         """As printed: bits over a limit are lowered from the last layer to the first."""
         return cls(enforcement="sweep")
+
+    def lasting(self, n_trials: int) -> Self:
+        """With the random episodes and the decay of the noise of `PAPER_EPISODES` drawn together, or out."""
+        share = n_trials / PAPER_EPISODES
+        return dataclasses.replace(
+            self, warmup=max(1, round(self.warmup * share)), noise_decay=self.noise_decay ** (1 / share)
+        )
 
     @property
     def _agent(self) -> DDPG:

@@ -33,6 +33,10 @@ class Relaxation(NamedTuple):
     takes_part: Tensor  #: bool, shape (n_choices, n_options): others have neither a share nor a gradient
 
 
+#: How many times as long the steps of the point become where there are fewer of them.
+MOST_STRETCHED = 10.0
+
+
 @dataclass(frozen=True)
 class RelaxedBits(AbstractTrainer):
     r"""Base of strategies that learn bitwidths and weights of a trained network by gradients, in alternation.
@@ -206,6 +210,9 @@ class RelaxedBits(AbstractTrainer):
     def spending(self, problem: Problem, passes: int) -> Self:
         """With the most steps that so many image passes allow, and as many offers over its course as before.
 
+        Where steps are fewer, they are longer in proportion, at most `MOST_STRETCHED` times, so that the point can go
+        as far.
+
         Raises
         ------
         ValueError
@@ -225,7 +232,10 @@ class RelaxedBits(AbstractTrainer):
             most *= 2
         steps = bisect.bisect_right(range(1, most), passes, key=spent)
         offers = math.ceil(self.steps / self.steps_per_offer)
-        return dataclasses.replace(self, steps=steps, steps_per_offer=math.ceil(steps / offers))
+        longer = min(max(1.0, self.steps / steps), MOST_STRETCHED)
+        return dataclasses.replace(
+            self, steps=steps, steps_per_offer=math.ceil(steps / offers), learning_rate=self.learning_rate * longer
+        )
 
 
 def group_of(n_channels: int, n_groups: int) -> NDArray[np.int64]:

@@ -146,6 +146,12 @@ def slowly_down(toy, arch):
     return tuple(options)
 
 
+def test_fewer_episodes_have_fewer_random_ones_and_noise_that_fades_as_far():
+    short, long = HAQ().lasting(150), HAQ()
+    assert short.warmup == 5 and HAQ().lasting(600) == long
+    assert short.noise_decay**150 == pytest.approx(long.noise_decay**600)
+
+
 @pytest.mark.parametrize("bits", [(2, 4, 8), (2, 3, 4, 5, 6, 7, 8)])
 def test_the_papers_enforcement_is_the_loop_in_the_papers_words(bits):
     space = BitwidthSpace(network(4), bits)

@@ -26,7 +26,7 @@ from codesign.run_directory import pack_state, unpack_state
 from codesign.search import search
 from codesign.space import BitwidthSpace
 from codesign.strategies import STRATEGIES, Cursor
-from codesign.strategies.relaxed_bits import Relaxation, RelaxedBits, group_of
+from codesign.strategies.relaxed_bits import MOST_STRETCHED, Relaxation, RelaxedBits, group_of
 from codesign.strategies.relaxed_bits_training import ExpectedCosts
 from codesign.strategies.relaxed_network import Mixture, RelaxedNetwork, mixed, mixtures_of
 from codesign.trial import best_trial, load_trials
@@ -489,7 +489,9 @@ def test_a_strategy_spends_what_it_is_given_and_offers_as_often(name):
         one_more = replace(spending, steps=spending.steps + 1)
         assert spending.training_passes(p) <= passes < one_more.training_passes(p)
         assert math.ceil(spending.steps / spending.steps_per_offer) <= 4
-        assert replace(spending, steps=40, steps_per_offer=10) == strategy
+        longer = min(max(1.0, 40 / spending.steps), MOST_STRETCHED)
+        assert spending.learning_rate == pytest.approx(longer * strategy.learning_rate)
+        assert replace(spending, steps=40, steps_per_offer=10, learning_rate=strategy.learning_rate) == strategy
     with pytest.raises(ValueError, match=r"training must be given the \d+ image passes of one step at least, got 90"):
         strategy.spending(p, 90)
 
