@@ -84,6 +84,11 @@ class Shootout:
             raise ValueError(
                 f"Shootout: it compares searches of the bits of a trained network, got {self.spec.family}."
             )
+        if self.spec.hardware_choices:
+            raise ValueError(
+                "Shootout: it compares searches on a chip that is given, got choices of "
+                f"{', '.join(self.spec.hardware_choices)}; set such a field to one value."
+            )
         for name, least in (("evaluations", 10), ("seeds", 1), ("tune_epochs", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"Shootout: {name} must be at least {least}, got {getattr(self, name)}.")
@@ -181,9 +186,20 @@ class Arena:
         """The run directory of a search."""
         return self.folder / strategy / "_".join(self.shootout.limits[i]).replace("%", "pc") / f"seed-{seed}"
 
+    def before(self) -> str:
+        """How good the network is to begin with, and both ends of the range of each metric under a limit."""
+        from codesign.family_bits import reach_table
+
+        free = dataclasses.replace(self.shootout.spec, limits=()).problem()
+        problems = [self.problem(i) for i in range(len(self.shootout.limits))]
+        said = family(self.shootout.spec.family).before(free, self.task)
+        return "\n\n".join(part for part in (said, reach_table(problems)) if part)
+
     def run(self, progress: bool = False, say: Say | None = None, minutes: float = float("inf")) -> bool:
-        """Do what is not done, until all is or the time is up; whether all is."""
+        """Do what is not done, until all is or the time is up; whether all is. What `before` gives is said first."""
         end, waiting = time.monotonic() + 60 * minutes, True
+        if say:
+            say(f"{self.before()}\n")
         while waiting:
             waiting = False
             for strategy, i, seed in self.shootout.rooms():

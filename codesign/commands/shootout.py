@@ -20,8 +20,8 @@ codesign shootout my_nets:build --weights w.safetensors --strategies milp,haq --
 codesign shootout resnet20 --weights w.safetensors --limit energy_j=50% --out runs/c
 """
 LIMIT = (
-    "of one search: energy_j=60%% (of the way from the cheapest to 8 bits) or energy_j=0.5x,latency_s=1ms; may be "
-    "repeated"
+    "of one search: energy_j=60%% (of the way from the cheapest to 8 bits, or to the widest where 8 is none of them) "
+    "or energy_j=0.5x,latency_s=1ms; may be repeated"
 )
 
 
@@ -108,8 +108,20 @@ def shootout(args: argparse.Namespace) -> Shootout:
     names = STRATEGIES if args.strategies == "all" else tuple(name.strip() for name in args.strategies.split(","))
     return Shootout(
         spec, names, tuple(tuple(text.split(",")) for text in limits), args.evaluations, args.seeds,
-        tune_epochs=args.tune_epochs, tune_limits=tuple(int(i) for i in args.tune_limits.split(",")),
+        tune_epochs=args.tune_epochs, tune_limits=_numbers(args.tune_limits, len(limits)),
     )  # fmt: skip
+
+
+def _numbers(text: str, n_limits: int) -> tuple[int, ...]:
+    """Which limits a text such as 0,2 names."""
+    numbers = [number.strip() for number in text.split(",")]
+    bad = [number for number in numbers if not number.isdecimal()]
+    if bad:
+        raise ValueError(
+            f"Shootout: --tune-limits must be numbers of limits in their order, from 0 to {n_limits - 1}, such as 0,1; "
+            f"got {bad[0]!r} in {text!r}."
+        )
+    return tuple(map(int, numbers))
 
 
 def _say(text: str) -> None:

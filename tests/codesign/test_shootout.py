@@ -1,6 +1,8 @@
 """Shootouts and sensitivities from the command line: budgets, resume, side by side, and what they print."""
 
+import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from small_task import write_files
 
 from codesign.cli import main
 from codesign.launch import prepared
+from codesign.metrics import quantity
 from codesign.run_spec import RunSpec, load_run
 from codesign.sensitivity import Sensitivities
 from codesign.shootout import STRATEGIES, Arena, Shootout, final_name
@@ -103,6 +106,20 @@ def test_the_command_prints_and_draws_and_goes_on(place, capsys):
     assert "it must hold this shootout" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("bits", "widest"), [((2, 4, 8), 8), ((2, 4), 4)])
+def test_both_ends_of_the_range_of_each_limit_are_printed_before_anything_is_searched(place, capsys, bits, widest):
+    command = f"shootout small_task:net {ARGS} --bits {','.join(map(str, bits))} --limit energy_j=60% "
+    assert codesign(command + "--limit energy_j=40%,frames_per_s=30% --out s --minutes 0") == 0
+    said = capsys.readouterr().err.splitlines()
+    assert "in float, " in said[0] and f"at {widest} bits" in said[0]
+    assert re.split("  +", said[2].strip())[:2] == ["cheapest", f"at {widest} bits"]
+    arena = Arena(shootout(), "other")
+    free = dataclasses.replace(arena.shootout.spec, space_settings={"bits": list(bits)}).problem()
+    ends = [quantity("energy_j", free.price(free.space.uniform(width)).energy_j) for width in (2, widest)]
+    assert [re.split("  +", line)[:3] for line in said[4:6]] == [["energy", *ends]] * 2
+    assert said[6].startswith("throughput") and said[6].endswith("30.0 %")
+
+
 def test_medians_and_hypervolumes_are_those_of_their_formulas():
     record = {"limits": [["energy_j=60%"], ["energy_j=20%"]], "seeds": 2, "reference": {"energy_j": 2.0},
               "tune_limits": [0], "tune_epochs": 0, "spec": {"objective": "loss"}}  # fmt: skip
@@ -144,6 +161,9 @@ def test_sensitivities_from_the_command_line_are_those_of_the_function(place, ca
         ("shootout small_task:net {} --strategies best --out s", "strategies must be among"),
         ("shootout small_task:net {} --limit energy_j=0.01x --out s", "must meet every limit"),
         ("shootout small_task:net {} --tune-limits 7 --out s", "tune_limits must be from 0 to 3"),
+        ("shootout small_task:net {} --tune-limits 0,x --out s", "from 0 to 3, such as 0,1; got 'x' in '0,x'"),
+        ("shootout small_task:net {} --tune-limits -1 --out s", "got '-1'"),
+        ("shootout small_task:net {} --hardware-choice rows=8,16 --out s", "got choices of rows; set such a field"),
         ("shootout small_task:net {} --evaluations 2 --out s", "evaluations must be at least 10"),
         ("shootout --out nowhere --report", "must be the directory of a shootout"),
         ("sensitivity small_task:net {} --checks 1", "must be 0 or at least 2"),
