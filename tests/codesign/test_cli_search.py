@@ -83,8 +83,8 @@ def test_a_run_that_exists_is_gone_on_with_only_when_asked_and_lends_its_superne
 def test_a_supernet_is_lent_to_searches_of_the_same_split_alone(codesign, refused):
     assert codesign(f"{SEARCH} --out a")[0] == 0
     assert "--data-seed" in refused(f"{SEARCH} --supernet a --seed 1 --out b")
-    assert codesign(f"{SEARCH} --supernet a --seed 1 --data-seed 0 --out b")[0] == 0
-    assert RunSpec.read("b").data_seed == 0
+    assert codesign(f"{SEARCH} --supernet a --seed 1 --data-seed 0 --out c")[0] == 0
+    assert RunSpec.read("c").data_seed == 0
 
 
 def test_settings_of_the_space_that_the_images_contradict_are_refused(refused):
