@@ -298,11 +298,12 @@ class Experiment(Jobs):
         for seed in others:
             yield from self._searches("cifar10", compared, seed)
             yield from self._finals_of_searches("cifar10", compared, seed)
-            yield from self._finals_of_fixed("cifar10", seed)
         yield f"supernet/fashion-mnist/{first}", partial(self.trained_supernet, "fashion-mnist", first)
         yield from self._finals_of_fixed("fashion-mnist", first)
         yield from self._searches("fashion-mnist", ("mpnas",), first)
         yield from self._finals_of_searches("fashion-mnist", ("mpnas",), first)
+        for seed in others:
+            yield from self._finals_of_fixed("cifar10", seed)
         for seed in others:
             yield from self._searches("cifar10", names, seed)
             yield from self._finals_of_searches("cifar10", names, seed)
