@@ -5,16 +5,19 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from codesign.accuracy import evaluate
+from codesign.commands.output import one_line
 from codesign.family import family, plain
 from codesign.launch import Metrics, prepared, reachable, search_with, shared_weights
 from codesign.network_task import NetworkTask
@@ -24,11 +27,17 @@ from codesign.run_spec import RunSpec, open_run
 from codesign.space import Arch, BitwidthSpace
 from codesign.supernet import SUPERNET_NAME
 from codesign.trained import FinalTraining, train_quantized
+from codesign.trial import Trial, load_trials
 
 if TYPE_CHECKING:
     from codesign.data import Data
 
+logger = logging.getLogger(__name__)
+
 SHOOTOUT_NAME, FINALS_NAME, ROW_NAME, LOCKS_NAME = "shootout.json", "finals.json", "row.json", ".locks"
+SPENT_NAME = "spent.json"
+#: Seconds after which what work has taken so far is kept again; no more than these are lost where it is killed.
+KEEP_EVERY_S = 10.0
 #: What chooses bits, in the order of tables.
 STRATEGIES = ("milp", "greedy", "haq", "cursor", "dnas", "fine_grained", "reinforce", "nsga2", "random")
 #: Limits that are searched under unless others are given.
@@ -125,8 +134,58 @@ class Shootout:
                     yield strategy, i, seed
 
 
+class Spent(NamedTuple):
+    """Seconds by the clock, and of the processor."""
+
+    wall_s: float = 0.0
+    processor_s: float = 0.0
+
+
+class Stopwatch:
+    """What work takes, kept in a file on the way, so that it adds up where the work is stopped and gone on with.
+
+    Parameters
+    ----------
+    path : Path
+        Of one piece of work, which one process at a time is at.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._ended = path, threading.Event()
+        self._before = Spent(**json.loads(path.read_bytes())) if path.exists() else Spent()
+        self._begun = self._now = Spent()
+
+    @property
+    def spent(self) -> Spent:
+        """All so far, that of earlier processes too."""
+        wall_s, processor_s = (b + n - a for b, n, a in zip(self._before, self._now, self._begun, strict=True))
+        return Spent(wall_s, processor_s)
+
+    def __enter__(self) -> Stopwatch:
+        self._begun = self._now = Spent(time.perf_counter(), time.process_time())
+        self._thread = threading.Thread(target=self._keep_now_and_then, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        self._keep()
+
+    def _keep_now_and_then(self) -> None:
+        while not self._ended.wait(KEEP_EVERY_S):
+            with contextlib.suppress(OSError):  # a full disk is met where it matters
+                self._keep()
+
+    def _keep(self) -> None:
+        self._now = Spent(time.perf_counter(), time.process_time())
+        write_atomically(self._path, json.dumps(self.spent._asdict()).encode())
+
+
 class Arena:
     """A shootout in its directory: what is done is kept, and several processes may work side by side.
+
+    A search, or a tuning, that fails is kept as failed, with the message, and does not stop the others.
 
     Parameters
     ----------
@@ -195,9 +254,25 @@ class Arena:
         said = family(self.shootout.spec.family).before(free, self.task)
         return "\n\n".join(part for part in (said, reach_table(problems)) if part)
 
-    def run(self, progress: bool = False, say: Say | None = None, minutes: float = float("inf")) -> bool:
-        """Do what is not done, until all is or the time is up; whether all is. What `before` gives is said first."""
+    def run(
+        self, progress: bool = False, say: Say | None = None, minutes: float = float("inf"), retry: bool = False
+    ) -> bool:  # fmt: skip
+        """Do what is not done, until all is or the time is up; whether all is.
+
+        Parameters
+        ----------
+        progress : bool
+            Show bars on stderr.
+        say : callable, optional
+            Called with what `before` gives, and with each search and tuning that begins or fails.
+        minutes : float
+            After which nothing is begun.
+        retry : bool
+            Do again what has failed.
+        """
         end, waiting = time.monotonic() + 60 * minutes, True
+        if retry:
+            self._forget_failures()
         if say:
             say(f"{self.before()}\n")
         while waiting:
@@ -219,45 +294,69 @@ class Arena:
     # ---------------------------------------------------------------------------------------------- searches
 
     def _searched(self, strategy: str, i: int, seed: int, progress: bool, say: Say | None) -> bool:
-        """Whether a search is done, or could be done now; not while another process is at it."""
+        """Whether a search is done, or has failed, or could be done now; not while another process is at it."""
         place = self.place(strategy, i, seed)
         if (place / ROW_NAME).exists():
             return True
+        name = f"{strategy}, {' '.join(self.shootout.limits[i])}, seed {seed}"
         problem = self.problem(i)
-        spec = self.shootout.budgeted(problem, strategy, self.shootout.limits[i], seed)
-        with contextlib.ExitStack() as stack:
-            try:
-                stack.enter_context(open_run(place, spec, resume=True))
-            except RunDirectoryBusy:
-                return False
-            if say:
-                say(f"{strategy}, {' '.join(self.shootout.limits[i])}, seed {seed}: {spec.trials} evaluations")
-            begun = time.perf_counter()
-            metrics = stack.enter_context(Metrics(place))
-            result = search_with(spec, self.task, place, progress, metrics, draw=False)
-            seconds = time.perf_counter() - begun
-            training = spec.search_strategy().training_passes(problem)
-            row = {
-                "strategy": strategy, "limit": i, "seed": seed, "arch": list(result.trial.arch),
-                "metrics": dict(result.metrics), "usage": dict(result.usage), "evaluations": result.n_trials,
-                "image_passes": training + result.n_trials * self.task.evaluation_passes, "search_s": seconds,
-                "measured": dict(result.measured),
-            }  # fmt: skip
+        place.mkdir(parents=True, exist_ok=True)
+        watch = Stopwatch(place / SPENT_NAME)
+
+        def keep(found: dict[str, Any]) -> None:
+            took = {"search_s": watch.spent.wall_s, "processor_s": watch.spent.processor_s}
+            row = {"strategy": strategy, "limit": i, "seed": seed, **found, **took}
             write_atomically(place / ROW_NAME, (json.dumps(row, indent=1) + "\n").encode())
+
+        try:
+            spec = self.shootout.budgeted(problem, strategy, self.shootout.limits[i], seed)
+            with open_run(place, spec, resume=True):
+                if (place / ROW_NAME).exists():  # another process was done meanwhile
+                    return True
+                if say:
+                    say(f"{name}: {spec.trials} evaluations")
+                watch = Stopwatch(place / SPENT_NAME)
+                with watch:
+                    found = self._found(problem, spec, place, progress)
+                keep(found)
+        except RunDirectoryBusy:
+            return False
+        except Exception as error:
+            keep({"failed": _failure(name, error, say)})
         return True
+
+    def _found(self, problem: Problem, spec: RunSpec, place: Path, progress: bool) -> dict[str, Any]:
+        """Search; what came out, and what it took."""
+        with Metrics(place) as metrics:
+            result = search_with(spec, self.task, place, progress, metrics, draw=False)
+        distinct = n_distinct(load_trials(place)[: result.n_trials])
+        training = spec.search_strategy().training_passes(problem)
+        return {
+            "arch": list(result.trial.arch), "metrics": dict(result.metrics), "usage": dict(result.usage),
+            "evaluations": result.n_trials, "distinct": distinct,
+            "image_passes": training + distinct * self.task.evaluation_passes, "measured": dict(result.measured),
+        }  # fmt: skip
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """What is known of each search that is done."""
+        """What is known of each search that is done; of one that has failed, the message under ``failed``."""
         paths = [self.place(*room) / ROW_NAME for room in self.shootout.rooms()]
         return [json.loads(path.read_bytes()) for path in paths if path.exists()]
+
+    def _forget_failures(self) -> None:
+        for row in self.rows:
+            if "failed" in row:
+                (self.place(row["strategy"], row["limit"], row["seed"]) / ROW_NAME).unlink(missing_ok=True)
+        if any("failed" in scores for scores in self.finals.values()):
+            with self._finals_locked():
+                self._write_finals({name: scores for name, scores in self.finals.items() if "failed" not in scores})
 
     # ------------------------------------------------------------------------------------------------ finals
 
     def _finals(self) -> Iterator[tuple[str, Arch]]:
         """The networks whose test error is wanted: uniform ones, chosen ones, and those that are tuned too."""
         space: BitwidthSpace = self.task.space
-        chosen = [(row["limit"], tuple(row["arch"])) for row in self.rows]
+        chosen = [(row["limit"], tuple(row["arch"])) for row in self.rows if "failed" not in row]
         for bits in space.bits:
             yield "test", space.uniform(bits)
         for _, arch in chosen:
@@ -269,8 +368,8 @@ class Arena:
                     yield "tuned", arch
 
     @property
-    def finals(self) -> dict[str, dict[str, float]]:
-        """Errors and losses on the test set, by `final_name`."""
+    def finals(self) -> dict[str, dict[str, Any]]:
+        """Errors and losses on the test set, and what they took, by `final_name`; ``failed`` as in `rows`."""
         path = self.folder / FINALS_NAME
         return json.loads(path.read_bytes()) if path.exists() else {}
 
@@ -283,15 +382,31 @@ class Arena:
         except RunDirectoryBusy:
             return False
         try:
+            if name in self.finals:  # another process was done meanwhile
+                return True
             if say and kind == "tuned":
                 say(f"tune {' '.join(map(str, arch))}")
-            scores = self._tested(arch) if kind == "test" else self._tuned(arch)
-            self._keep(name, scores)
+            watch = Stopwatch(self.folder / LOCKS_NAME / f"{name.replace(' ', '-')}-{SPENT_NAME}")
+            scores: dict[str, Any]
+            try:
+                with watch:
+                    scores = self._tested(arch) if kind == "test" else self._tuned(arch)
+            except Exception as error:
+                scores = {"failed": _failure(name, error, say)}
+            self._keep(name, {**scores, **watch.spent._asdict()})
         finally:
             lock.release()
         return True
 
-    def _keep(self, name: str, scores: dict[str, float]) -> None:
+    def _keep(self, name: str, scores: dict[str, Any]) -> None:
+        with self._finals_locked():
+            self._write_finals({**self.finals, name: scores})
+
+    def _write_finals(self, finals: dict[str, dict[str, Any]]) -> None:
+        write_atomically(self.folder / FINALS_NAME, (json.dumps(finals, indent=1) + "\n").encode())
+
+    @contextlib.contextmanager
+    def _finals_locked(self) -> Iterator[None]:
         while True:
             try:
                 lock = Lock(self.folder / LOCKS_NAME / "finals")
@@ -299,8 +414,7 @@ class Arena:
             except RunDirectoryBusy:
                 time.sleep(0.1)
         try:
-            known = {**self.finals, name: scores}
-            write_atomically(self.folder / FINALS_NAME, (json.dumps(known, indent=1) + "\n").encode())
+            yield
         finally:
             lock.release()
 
@@ -328,12 +442,33 @@ class Arena:
         return evaluate(network, data.test)
 
 
+def n_distinct(trials: Sequence[Trial]) -> int:
+    """How many evaluations trials stand for: one that is asked for again is known, unless weights have changed since.
+
+    Those over a limit are not evaluated at all.
+    """
+    return len({(trial.arch, tuple(trial.metrics.items())) for trial in trials if trial.feasible})
+
+
+def _failure(name: str, error: Exception, say: Say | None) -> str:
+    """The message of an error that a search, test or tuning ends with; raised on where the machine is its cause."""
+    if isinstance(error, (OSError, MemoryError)):
+        raise error
+    message = one_line(error)
+    if not isinstance(error, (ValueError, FloatingPointError)):
+        message = f"{type(error).__name__}: {message}"
+        logger.error("Shootout: %s failed.", name, exc_info=error)
+    if say:
+        say(f"{name} failed: {message}")
+    return message
+
+
 def final_name(kind: str, arch: Sequence[int]) -> str:
     """The name under which the test score of a network is kept."""
     return f"{kind} {' '.join(map(str, arch))}"
 
 
-def load_rows(folder: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, dict[str, float]]]:
+def load_rows(folder: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, dict[str, Any]]]:
     """The record, the rows and the finals of a shootout's directory.
 
     Raises

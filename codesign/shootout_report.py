@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from codesign.commands.output import table
-from codesign.metrics import LABELS, scaled
+from codesign.metrics import LABELS, scaled, sense
 from codesign.pareto import hypervolume
 from codesign.shootout import STRATEGIES, final_name, load_rows
 
@@ -20,8 +21,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Row = dict[str, Any]
-#: Reference point of the hypervolume: this error, and this share of the metric of the network at the widest bits.
+#: Reference point of the hypervolume: this error, and this share of the metric of the network that limits refer to.
 REFERENCE = (0.9, 1.0)
+#: What a row says that its search took, and what tables call it.
+SPENT = {
+    "evaluations": "evaluations", "distinct": "distinct", "image_passes": "image passes", "search_s": "seconds",
+    "processor_s": "of processor",
+}  # fmt: skip
+#: Columns of the report.
+WIDTH = 120
 
 
 @dataclass(frozen=True)
@@ -33,14 +41,14 @@ class ShootoutReport:
     record : mapping
         The shootout, as JSON has it.
     rows : sequence of dict
-        One for each search that is done.
+        One for each search that is done, or has failed.
     finals : mapping
         By `codesign.shootout.final_name`.
     """
 
     record: Row
     rows: Sequence[Row]
-    finals: dict[str, dict[str, float]]
+    finals: dict[str, dict[str, Any]]
 
     @classmethod
     def load(cls, folder: str | Path) -> ShootoutReport:
@@ -54,6 +62,11 @@ class ShootoutReport:
         return cls(*load_rows(folder))
 
     @cached_property
+    def found(self) -> list[Row]:
+        """Rows of searches that have found a network."""
+        return [row for row in self.rows if "failed" not in row]
+
+    @cached_property
     def strategies(self) -> list[str]:
         """Those that have searched, in the order of tables."""
         return [name for name in STRATEGIES if any(row["strategy"] == name for row in self.rows)]
@@ -65,7 +78,7 @@ class ShootoutReport:
 
     @cached_property
     def seeds(self) -> list[int]:
-        """Those of which every strategy has all limits done."""
+        """Those of which every strategy has all limits done, failed or not."""
         return [
             seed for seed in range(self.record["seeds"])
             if sum(row["seed"] == seed for row in self.rows) == len(self.strategies) * len(self.limits)
@@ -77,7 +90,7 @@ class ShootoutReport:
 
     def values(self, strategy: str, limit: int, of: Callable[[Row], float]) -> list[float]:
         """A number of each seed."""
-        found = [of(row) for row in self.rows if row["strategy"] == strategy and row["limit"] == limit]
+        found = [of(row) for row in self.found if row["strategy"] == strategy and row["limit"] == limit]
         return [value for value in found if not math.isnan(value)]
 
     def hypervolumes(self, strategy: str, metric: str, kind: str = "test") -> list[float]:
@@ -85,11 +98,16 @@ class ShootoutReport:
         on = [i for i, limit in enumerate(self.record["limits"]) if any(t.startswith(f"{metric}=") for t in limit)]
         volumes = []
         for seed in range(self.record["seeds"]):
-            rows = [r for r in self.rows if r["strategy"] == strategy and r["seed"] == seed and r["limit"] in on]
-            points = np.array([[self.error(kind, r), r["metrics"][metric] / self._whole(metric)] for r in rows])
+            rows = [r for r in self.found if r["strategy"] == strategy and r["seed"] == seed and r["limit"] in on]
+            points = np.array([[self.error(kind, r), self._share(metric, r)] for r in rows])
             if rows and len(rows) == len(on) and not np.isnan(points).any():
                 volumes.append(float(hypervolume(points, REFERENCE)))
         return volumes
+
+    def _share(self, metric: str, row: Row) -> float:
+        """What a row's network takes of the metric, where the one that limits refer to takes 1; less is better."""
+        share = float(row["metrics"][metric]) / self._whole(metric)
+        return 1 / share if sense(metric) == "max" else share
 
     def _whole(self, metric: str) -> float:
         return float(self.record["reference"][metric])
@@ -97,9 +115,11 @@ class ShootoutReport:
     # ------------------------------------------------------------------------------------------------ as text
 
     def __str__(self) -> str:
-        n = len(self.seeds)
+        n, failures = len(self.seeds), self._failures()
+        failed = len(self.rows) - len(self.found)
         parts = [
-            f"{len(self.rows)} searches; medians over {n} seed{'' if n == 1 else 's'}, ranges in brackets",
+            f"{len(self.found)} searches{f', and {failed} that failed' if failed else ''}; medians over {n} "
+            f"seed{'' if n == 1 else 's'}, ranges in brackets",
             "Accuracy on the test set after the search, % (weights as given, steps calibrated):",
             self._accuracies("test"),
         ]
@@ -110,9 +130,49 @@ class ShootoutReport:
         parts += [
             f"What was minimised: {objective} on the search set",
             self._by_limit(lambda row: float(row["metrics"][objective]), "{:.4f}"),
-            "What it took, for each search (medians)", self._costs(),
+            "What it took, for each search (medians); a network that is asked for again is known, so image passes\n"
+            "count distinct ones. Seconds leave out networks that an earlier search of the same process had measured.",
+            self._costs(),
+            f"Hypervolumes, up to a test error of {100 * REFERENCE[0]:g} % and {REFERENCE[1]:g}x of what the network "
+            f"{self._reference_name()} takes:",
+            self._volumes(), self._total(),
+            *([f"Failed, and not tried again unless asked (--retry):\n{failures}"] if failures else []),
         ]  # fmt: skip
         return "\n\n".join(parts)
+
+    def _reference_name(self) -> str:
+        bits = [one["bits"] for one in self.record.get("uniform", [])]
+        return f"at {8 if 8 in bits else max(bits)} bits" if bits else "that limits refer to"
+
+    def _failures(self) -> str:
+        """What failed, each message once."""
+        told: dict[str, list[str]] = {}
+        for row in self.rows:
+            if "failed" in row:
+                name = f"{row['strategy']} under {self.limits[row['limit']]}, seed {row['seed']}"
+                told.setdefault(row["failed"], []).append(name)
+        for name, scores in self.finals.items():
+            if "failed" in scores:
+                told.setdefault(scores["failed"], []).append(name)
+        return "\n".join(
+            textwrap.fill(f"{'; '.join(names)}: {message}", WIDTH, subsequent_indent="    ", initial_indent="  ")
+            for message, names in told.items()
+        )
+
+    def _total(self) -> str:
+        """What all of it took, what failed too."""
+        taken = {"searches": [(row.get("search_s", 0.0), row.get("processor_s", 0.0)) for row in self.rows]}
+        for kind, name in (("test", "tests"), ("tuned", "tunings")):
+            taken[name] = [
+                (scores.get("wall_s", 0.0), scores.get("processor_s", 0.0))
+                for final, scores in self.finals.items() if final.startswith(kind)
+            ]  # fmt: skip
+        taken["all"] = [pair for pairs in taken.values() for pair in pairs]
+        rows = [
+            (name, str(len(pairs)), *(f"{sum(seconds) / 3600:.2f}" for seconds in zip(*pairs, strict=True)))
+            for name, pairs in taken.items() if pairs
+        ]  # fmt: skip
+        return table(("total", "number", "hours", "processor hours"), rows)
 
     def _accuracies(self, kind: str) -> str:
         tuned = [i for i in range(len(self.limits)) if kind == "test" or i in self.record["tune_limits"]]
@@ -120,23 +180,32 @@ class ShootoutReport:
 
     def _by_limit(self, of: Callable[[Row], float], form: str, limits: Iterable[int] | None = None) -> str:
         limits = range(len(self.limits)) if limits is None else list(limits)
-        rows = [(name, *(spread(self.values(name, i, of), form) for i in limits)) for name in self.strategies]
+        rows = [(name, *(self._cell(name, i, of, form) for i in limits)) for name in self.strategies]
         return table(("strategy", *(self.limits[i] for i in limits)), rows)
 
+    def _cell(self, strategy: str, limit: int, of: Callable[[Row], float], form: str) -> str:
+        found = self.values(strategy, limit, of)
+        failed = any(r["strategy"] == strategy and r["limit"] == limit and "failed" in r for r in self.rows)
+        return "failed" if failed and not found else spread(found, form)
+
     def _costs(self) -> str:
-        metrics = list(dict.fromkeys(text.partition("=")[0] for limit in self.record["limits"] for text in limit))
         rows = []
         for name in self.strategies:
-            mine = [row for row in self.rows if row["strategy"] == name]
-            spent = ("evaluations", "image_passes", "search_s")
+            mine = [row for row in self.found if row["strategy"] == name]
             rows.append((
                 name,
-                *(f"{np.median([row[key] for row in mine]):,.0f}" for key in spent),
-                f"{100 * max(max(row['usage'].values()) for row in mine):.1f} %",
-                *(spread(self.hypervolumes(name, metric), "{:.4f}") for metric in metrics),
+                *(spread([row[key] for row in mine if key in row], "{:,.0f}", ends=False) for key in SPENT),
+                f"{100 * max(max(row['usage'].values()) for row in mine):.1f} %" if mine else "-",
             ))  # fmt: skip
-        volumes = [f"hypervolume, {LABELS[metric][0]}" for metric in metrics]
-        return table(("strategy", "evaluations", "image passes", "seconds", "most of a limit", *volumes), rows)
+        return table(("strategy", *SPENT.values(), "most of a limit"), rows)
+
+    def _volumes(self) -> str:
+        metrics = list(dict.fromkeys(text.partition("=")[0] for limit in self.record["limits"] for text in limit))
+        rows = [
+            (name, *(spread(self.hypervolumes(name, metric), "{:.4f}") for metric in metrics))
+            for name in self.strategies
+        ]
+        return table(("strategy", *(f"hypervolume, {LABELS[metric][0]}" for metric in metrics)), rows)
 
     # ------------------------------------------------------------------------------------------------ drawn
 
@@ -149,8 +218,8 @@ class ShootoutReport:
         scale, label = scaled(metric, self._whole(metric))
         uniform = self.record.get("uniform", [])
         points = [
-            (scale * one["metrics"][metric], 100 * self.finals[final_name("test", one["arch"])]["error"])
-            for one in uniform if kind == "test" and final_name("test", one["arch"]) in self.finals
+            (scale * one["metrics"][metric], 100 * self.error("test", one))
+            for one in uniform if kind == "test" and not math.isnan(self.error("test", one))
         ]  # fmt: skip
         if points:
             ax.plot(*zip(*points, strict=True), color=GREY, marker="s", markersize=4, label="uniform bits", zorder=1)
@@ -171,7 +240,7 @@ class ShootoutReport:
                 )  # fmt: skip
         ax.set_xlabel(label)
         ax.set_ylabel("test error (%)" + ("" if kind == "test" else ", after equal tuning"))
-        highest = [100 * self.error(kind, row) for row in self.rows]
+        highest = [100 * self.error(kind, row) for row in self.found]
         if any(not math.isnan(value) for value in highest):
             ax.set_ylim(0, min(100.0, 1.1 * float(np.nanmax(highest))))
         if ax.get_legend_handles_labels()[0]:
@@ -179,10 +248,9 @@ class ShootoutReport:
         return ax
 
 
-def spread(values: Sequence[float], form: str) -> str:
-    """The median, and the range where there are several values."""
+def spread(values: Sequence[float], form: str, ends: bool = True) -> str:
+    """The median, and with ``ends`` the range where there are several values."""
     if not values:
         return "-"
     middle = form.format(float(np.median(values)))
-    ends = f" [{form.format(min(values))}, {form.format(max(values))}]" if len(values) > 1 else ""
-    return middle + ends
+    return middle + (f" [{form.format(min(values))}, {form.format(max(values))}]" if ends and len(values) > 1 else "")

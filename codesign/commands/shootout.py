@@ -33,6 +33,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("network", nargs="?", metavar="NETWORK", help="as for search")
     parser.add_argument("--out", required=True, metavar="DIR", help="where everything is kept")
     parser.add_argument("--resume", action="store_true", help="go on with the shootout in DIR")
+    parser.add_argument("--retry", action="store_true", help="with --resume: do again what has failed")
     parser.add_argument("--report", action="store_true", help="print what is known of that in DIR, and compute nothing")
     parser.add_argument("--minutes", type=float, default=float("inf"), metavar="N", help="begin nothing after so long")
     parser.add_argument("--strategies", default="all", metavar="A,B,...", help="default: all")
@@ -72,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
 
         arena = Arena(shootout(args), args.out, args.resume, args.device)
         with output.resumable(args.out):
-            done = arena.run(progress=not args.json, say=None if args.json else _say, minutes=args.minutes)
+            done = arena.run(not args.json, None if args.json else _say, args.minutes, args.retry)
     report = ShootoutReport.load(args.out)
     _draw(report, Path(args.out))
     if args.json:

@@ -3,18 +3,22 @@
 import dataclasses
 import json
 import re
+import time
 
 import numpy as np
 import pytest
 from small_task import write_files
 
+import codesign.shootout as codesign_shootout
 from codesign.cli import main
 from codesign.launch import prepared
 from codesign.metrics import quantity
 from codesign.run_spec import RunSpec, load_run
 from codesign.sensitivity import Sensitivities
-from codesign.shootout import STRATEGIES, Arena, Shootout, final_name
+from codesign.shootout import STRATEGIES, Arena, Shootout, Stopwatch, final_name, n_distinct
 from codesign.shootout_report import ShootoutReport, spread
+from codesign.trial import Trial
+from codesign.weight_training import Stopped
 
 SPEC = {
     "family": "bits", "network": "small_task:net", "weights": "w.safetensors", "dataset": "d.npz", "normalize": "0/1",
@@ -60,16 +64,119 @@ def test_a_shootout_that_is_stopped_goes_on_to_the_same(place):
     for minutes in (0.0, float("inf")):
         part = Arena(shootout(), "part", resume=True)
         done = part.run(minutes=minutes) if minutes else part._searched("greedy", 0, 0, False, None)
-    assert done and part.finals == whole.finals
 
     def same(row):
-        return {name: value for name, value in row.items() if name != "search_s"}
+        return {name: value for name, value in row.items() if name not in ("search_s", "wall_s", "processor_s")}
 
+    def scores(arena):
+        return {name: same(scores) for name, scores in arena.finals.items()}
+
+    assert done and scores(part) == scores(whole)
     assert list(map(same, part.rows)) == list(map(same, whole.rows)) and len(whole.rows) == 2 * 2 * 2
     for row in whole.rows:
         run = load_run(whole.place(row["strategy"], row["limit"], row["seed"]))
         assert run.trial().arch == tuple(row["arch"]) and max(row["usage"].values()) <= 1
         assert row["image_passes"] <= 20 * whole.task.evaluation_passes
+        assert row["distinct"] == len({trial.arch for trial in run.trials}) <= row["evaluations"] == len(run.trials)
+        training = run.spec.search_strategy().training_passes(whole.problem(row["limit"]))
+        assert row["image_passes"] == training + row["distinct"] * whole.task.evaluation_passes
+        assert row["search_s"] > 0 and row["processor_s"] > 0
+    assert all(scores["wall_s"] > 0 and scores["processor_s"] > 0 for scores in whole.finals.values())
+
+
+def test_a_network_that_is_asked_for_again_is_charged_once_unless_its_weights_have_changed():
+    trials = [Trial((0,), {"loss": 1.0}), Trial((0,), {"loss": 1.0}), Trial((0,), {"loss": 2.0}), Trial((1,), {})]
+    assert n_distinct(trials) == 3
+    assert n_distinct([*trials, Trial((2,), {"energy_j": 1.0}, {"energy_j": 0.1})]) == 3
+
+
+def test_a_search_that_fails_is_kept_as_failed_and_the_others_go_on(place, capsys):
+    command = f"shootout small_task:net {ARGS} --strategies milp,random --limit edp_js=0.6x --evaluations 20 --seeds 2 "
+    assert codesign(command + "--out s") == 0
+    said = capsys.readouterr()
+    message = "limits must be on sums"
+    assert message in said.err and "milp under edp_js=0.6x, seed 0; milp under edp_js=0.6x, seed 1: " in said.out
+    assert said.out.count(message) == 1 and "2 searches, and 2 that failed; medians over 2 seeds" in said.out
+    assert next(line.split() for line in said.out.splitlines() if line.startswith("milp")) == ["milp", "failed"]
+    rows = [json.loads(path.read_bytes()) for path in sorted((place / "s").glob("milp/*/*/row.json"))]
+    assert len(rows) == 2 and all(message in row["failed"] and row["strategy"] == "milp" for row in rows)
+    assert codesign("shootout --out s --resume") == 0
+    assert message not in capsys.readouterr().err
+    assert codesign("shootout --out s --resume --retry") == 0
+    assert capsys.readouterr().err.count(message) == 2
+
+
+def test_a_training_that_diverges_ends_its_own_search_or_tuning_alone(place, monkeypatch):
+    arena = Arena(shootout(limits=(("energy_j=50%",),), seeds=1, tune_epochs=1), "s")
+    real, tune = codesign_shootout.search_with, codesign_shootout.train_quantized
+
+    def search_with(spec, *args, **kwargs):
+        if spec.strategy == "greedy":
+            raise Stopped("the loss must stay finite")
+        return real(spec, *args, **kwargs)
+
+    def diverge(network, bits, *args):
+        if set(bits.values()) == {(8, 8)}:
+            raise FloatingPointError("numbers must stay finite")
+        return tune(network, bits, *args)
+
+    monkeypatch.setattr(codesign_shootout, "search_with", search_with)
+    monkeypatch.setattr(codesign_shootout, "train_quantized", diverge)
+    assert arena.run()
+    failed, found = arena.rows
+    assert failed["failed"] == "the loss must stay finite" and failed["strategy"] == "greedy" and "arch" in found
+    reference = final_name("tuned", arena.task.space.reference)
+    assert {name for name, scores in arena.finals.items() if "failed" in scores} == {reference}
+    said = str(ShootoutReport.load("s"))
+    assert "seed 0: the loss must stay finite" in said and f"{reference}: numbers must stay finite" in said
+    monkeypatch.setattr(codesign_shootout, "search_with", real)
+    monkeypatch.setattr(codesign_shootout, "train_quantized", tune)
+    assert Arena(arena.shootout, "s", resume=True).run(retry=True)
+    assert not any("failed" in one for one in (*arena.rows, *arena.finals.values()))
+
+
+def test_what_the_machine_is_the_cause_of_is_no_failure_of_a_search(place, monkeypatch):
+    arena = Arena(shootout(), "s")
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(codesign_shootout, "search_with", full)
+    with pytest.raises(OSError, match="No space left"):
+        arena.run()
+    assert arena.rows == []
+
+
+def test_seconds_add_up_where_a_search_is_stopped_and_gone_on_with(place, monkeypatch):
+    arena, real = Arena(shootout(), "s"), codesign_shootout.search_with
+
+    def interrupted(*args, **kwargs):
+        end = time.process_time() + 0.5
+        while time.process_time() < end:
+            pass
+        raise KeyboardInterrupt
+
+    for stopped in (1, 2):
+        monkeypatch.setattr(codesign_shootout, "search_with", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            arena._searched("random", 0, 0, False, None)
+        spent = json.loads((arena.place("random", 0, 0) / "spent.json").read_bytes())
+        assert spent["wall_s"] >= 0.5 * stopped and spent["processor_s"] >= 0.5 * stopped
+    monkeypatch.setattr(codesign_shootout, "search_with", real)
+    assert arena._searched("random", 0, 0, False, None)
+    assert arena.rows[0]["search_s"] > spent["wall_s"] and arena.rows[0]["processor_s"] > spent["processor_s"]
+
+
+def test_what_work_has_taken_is_kept_on_the_way(tmp_path, monkeypatch):
+    monkeypatch.setattr(codesign_shootout, "KEEP_EVERY_S", 0.01)
+    path = tmp_path / "spent.json"
+    with Stopwatch(path):
+        while not path.exists():
+            time.sleep(0.01)
+    first = Stopwatch(path).spent
+    with Stopwatch(path) as watch:
+        time.sleep(0.02)
+    assert watch.spent == Stopwatch(path).spent and watch.spent.wall_s >= first.wall_s + 0.02
 
 
 def test_two_processes_do_not_do_the_same_search(place):
@@ -131,9 +238,18 @@ def test_medians_and_hypervolumes_are_those_of_their_formulas():
     finals = {final_name("test", [limit, seed]): {"error": 0.1 + 0.2 * limit + 0.1 * seed} for limit in (0, 1)
               for seed in (0, 1)}  # fmt: skip
     report = ShootoutReport(record, rows, finals)
+    throughput = {"energy_j": 1.0, "frames_per_s": 8.0}
+    of_speed = dataclasses.replace(report, record={**record, "limits": [["frames_per_s=9"]], "reference": {
+        "frames_per_s": 2.0}}, rows=[{**rows[0], "metrics": throughput}])  # fmt: skip
+    assert of_speed.hypervolumes("random", "frames_per_s") == [pytest.approx((0.9 - 0.1) * (1 - 2 / 8))]
     first = (0.9 - 0.1) * (1 - 0.5) + (0.9 - 0.3) * (0.5 - 0.25)
     second = (0.9 - 0.2) * (1 - 0.5) + (0.9 - 0.4) * (0.5 - 0.25)
     assert report.hypervolumes("random", "energy_j") == pytest.approx([first, second])
+    said = str(report)
+    assert "up to a test error of 90 % and 1x of what the network that limits refer to takes" in said
+    total = [line.split() for line in said.splitlines() if line.startswith("all ")]
+    hours = sum(1.0 for _ in rows) / 3600
+    assert total == [["all", str(len(rows) + len(finals)), f"{hours:.2f}", "0.00"]]
     assert spread([1.0, 3.0, 2.0], "{:.1f}") == "2.0 [1.0, 3.0]" and spread([], "{}") == "-"
 
 
