@@ -50,6 +50,8 @@ class NetworkSettings:
         Training images that steps are fitted to, and BatchNorm statistics renewed on.
     renew_statistics : bool
         Renew BatchNorm statistics for each candidate.
+    tune_images : int
+        Training images that each candidate is tuned on before it is scored; 0: none.
     float_layers : tuple of str
         MAC layers that stay in float, or "auto" for all that cannot be quantized: they are priced at ``float_bits``.
     float_bits : int
@@ -68,6 +70,7 @@ class NetworkSettings:
     per_channel: bool = False
     calibration: int = 512
     renew_statistics: bool = True
+    tune_images: int = 0
     float_layers: tuple[str, ...] = ()
     float_bits: int = 8
 
@@ -138,8 +141,9 @@ class BitsFamily(AbstractFamily):
         network.to(place)
         _calibrate(network, statistics)
         return NetworkTask(
-            network, space, data, statistics if settings.renew_statistics else None, spec.supernet_training()
-        )
+            network, space, data, statistics if settings.renew_statistics else None, spec.supernet_training(),
+            settings.tune_images,
+        )  # fmt: skip
 
     def accuracy(self, task: NetworkTask) -> Callable[[Arch], Mapping[str, float]]:
         return task.accuracy()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from codesign.data import Data, Images
 from codesign.describe import describe, digest
 from codesign.quantized_accuracy import QuantizedAccuracy
 from codesign.space import Arch, BitwidthSpace
+from codesign.tuned_accuracy import TunedAccuracy
 from codesign.weight_training import SupernetTraining
 
 #: One epoch at a rate that a trained network keeps what it knows at.
@@ -34,6 +36,9 @@ class NetworkTask:
         Images of the training set from which BatchNorm statistics are renewed for each candidate. None: they stay.
     training : SupernetTraining
         Batch size, learning rate and decay where weights are tuned; a strategy says for how many steps.
+    tune_images : int
+        Training images that a candidate is tuned on before it is scored (`TunedAccuracy`); 0: none, it is scored with
+        the weights given. Strategies that train weights of their own score with those.
     """
 
     network: nn.Module
@@ -41,20 +46,29 @@ class NetworkTask:
     data: Data
     statistics: Tensor | None
     training: SupernetTraining = TUNING
+    tune_images: int = 0
     _on_few: dict[tuple[int, int], QuantizedAccuracy] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def evaluation_passes(self) -> int:
-        """Image passes of the evaluation of one candidate."""
+        """Image passes of the evaluation of one candidate: forward counts 1, forward and backward 3."""
+        if self.tune_images:
+            return self._tuned.passes
         return len(self.data.search.labels) + (0 if self.statistics is None else len(self.statistics))
 
     def accuracy(self, network: nn.Module | None = None) -> Callable[[Arch], Mapping[str, float]]:
         """From an arch to its error and loss on the search set, with the weights of ``network`` or the trained ones."""
+        if network is None and self.tune_images:
+            return self._tuned
         if network is None:
             return self.accuracy_on(
                 len(self.data.search.labels), 0 if self.statistics is None else len(self.statistics)
             )
         return QuantizedAccuracy(network, self.space, self.statistics, self.data.search)
+
+    @cached_property
+    def _tuned(self) -> TunedAccuracy:
+        return TunedAccuracy(self.network, self.space, self.data, self.tune_images)
 
     def accuracy_on(self, n_images: int, n_statistics: int) -> QuantizedAccuracy:
         """The same on the first images of the search set and of the statistics alone; what it knows is shared."""
@@ -72,4 +86,5 @@ class NetworkTask:
             "data": self.data.describe(),
             "statistics": None if self.statistics is None else digest(self.statistics),
             "training": describe(self.training),
+            "tune_images": self.tune_images,
         }

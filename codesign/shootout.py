@@ -121,10 +121,11 @@ class Shootout:
             data_seed=self.spec.seed if self.spec.data_seed is None else self.spec.data_seed,
         )  # fmt: skip
         chosen = bare.search_strategy().spending(problem, int(self.training_share * passes))
-        trials = (passes - chosen.training_passes(problem)) // task.evaluation_passes
+        trials = max(1, (passes - chosen.training_passes(problem)) // task.evaluation_passes)
+        chosen = chosen.lasting(trials)
         settings = plain(dataclasses.asdict(chosen))
         settings.pop("steps_per_offer", None)
-        return dataclasses.replace(bare, strategy_settings=settings, trials=max(1, trials)).completed()
+        return dataclasses.replace(bare, strategy_settings=settings, trials=trials).completed()
 
     def rooms(self) -> Iterator[tuple[str, int, int]]:
         """The strategy, the number of the limit, and the seed of each search; one seed of all before the next."""
