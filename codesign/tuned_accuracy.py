@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import threading
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 
 from codesign.accuracy import evaluate
@@ -19,6 +21,8 @@ from codesign.train import PICTURES, Recipe, train
 TUNING_RATE = 0.01
 #: Images of the tuning that BatchNorm statistics are renewed on after it, at most.
 MOST_STATISTICS = 512
+#: Torch has one generator for all threads.
+_DRAWS = threading.Lock()
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +84,9 @@ class TunedAccuracy:
             names = {name for name, _ in quantized_layers(network)}
             set_bits(network, {n: pair for n, pair in self.space.layer_bits(arch).items() if n in names})
             images = Images(self.data.train.images[: self.n_images], self.data.train.labels[: self.n_images])
-            train(network, images, 1, TUNING_RATE, 0, self.recipe)
+            with _DRAWS, torch.random.fork_rng(devices=[]):  # what dropout draws is the same for each candidate
+                torch.manual_seed(0)
+                train(network, images, 1, TUNING_RATE, 0, self.recipe)
             recalibrate_batchnorm(network, images.images[:MOST_STATISTICS])
             self._known[arch] = evaluate(network, self.data.search)
         return dict(self._known[arch])
