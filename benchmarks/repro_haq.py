@@ -1,5 +1,6 @@
-"""HAQ's experiment: the bits of MobileNetV2 under a latency limit, on a chip short of bandwidth and one short of units.
+"""HAQ's experiment: the bits of MobileNetV2 under a latency limit, on a bandwidth-starved and a compute-starved chip.
 
+    python benchmarks/repro_haq.py --budget                                   # image passes of every job
     python benchmarks/repro_haq.py --data imagenet500.npz --weights mobilenet_v2.safetensors --work runs/haq
     python benchmarks/repro_haq.py --report
 
@@ -8,14 +9,17 @@ are searched on, and the rest is for the report. ``--rotate`` turns images by 18
 With so few images, errors are relative: beside them stands the divergence of the outputs from those of the float
 network (the mean Kullback-Leibler divergence, in nats), and 95 % bootstrap intervals of both.
 
-Wang et al. (HAQ, CVPR 2019, section 4) find that depthwise layers get fewer bits than pointwise ones where bandwidth is
-short, and more where units are; what comes out here stands beside the roofline of each layer.
+Every search has the same image passes; `Milp` spends a share of them on its sensitivities.
+
+Wang et al. (HAQ, CVPR 2019, abstract) find that the best bits for an edge and for a cloud accelerator are drastically
+different; what comes out here stands beside the roofline of each chip.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +33,7 @@ from torch.nn import functional
 from codesign.accuracy import scores_of
 from codesign.data import Data, Images, Normalization
 from codesign.network_task import NetworkTask
-from codesign.plots import plot_bits
+from codesign.plots import plot_bits, plot_roofline
 from codesign.problem import Problem
 from codesign.quant import calibrate, quantize, set_bits
 from codesign.run_directory import write_atomically
@@ -39,34 +43,47 @@ from codesign.strategies import HAQ, Milp, Random
 from codesign.strategies.base import AbstractStrategy
 from codesign.torch_networks import load_module, load_weights
 from codesign.trial import best_trial
-from hwmodels import BitFusion
+from hwmodels import BitFusion, estimate
+from hwmodels.cost import BOUNDS, LayerCost
 from hwmodels.from_torch import from_torch
+from hwmodels.workload import Layer, Workload
 
 RESULTS = Path(__file__).parent / "results"
 N_CALIBRATION, N_SEARCH = 100, 150
-#: A chip whose DRAM gives an eighth of what the default one's does, and one with a sixteenth of its units.
+#: The default chip with an eighth of its DRAM interface, and one with a sixteenth of its units.
 CHIPS = {
-    "short of bandwidth": BitFusion(dram_bits_per_cycle=24),
-    "short of units": BitFusion(rows=8, cols=4, dram_bits_per_cycle=192),
+    "bandwidth-starved": BitFusion(dram_bits_per_cycle=24),
+    "compute-starved": BitFusion(rows=8, cols=4, dram_bits_per_cycle=192),
 }
+#: Fields that tell them apart.
+FIELDS = ("rows", "cols", "dram_bits_per_cycle", "clock_hz")
 #: Of the latency at 8 bits, as in the paper; where the chip cannot, this share of its range.
 LIMIT, SHARE = 0.6, 0.4
-EVALUATIONS, BATCH = 120, 10
-STRATEGIES: dict[str, AbstractStrategy] = {
-    "haq": HAQ(),
-    "milp": Milp(images=48, pairs=False, checks=10),
-    "random": Random(),
-}
+#: The budget of a search: the image passes of so many evaluations. Most of it may go into sensitivities.
+EVALUATIONS, TRAINING_SHARE, BATCH = 200, 0.75, 10
+STRATEGIES: dict[str, AbstractStrategy] = {"milp": Milp(pairs=False, checks=10), "haq": HAQ(), "random": Random()}
+UNIFORM = (8, 6, 5, 4)
+#: Forward passes a second of one core, as measured beside other work.
+RATE = 30
 
 
 class HAQExperiment(Jobs):
     """The jobs over one set of images."""
 
     def __init__(self, data: str | None, weights: str | None, work: Path, rotate: bool) -> None:
-        about = {"chips": {name: dataclasses.asdict(chip) for name, chip in CHIPS.items()}, "evaluations": EVALUATIONS}
+        about = {
+            "chips": {name: dataclasses.asdict(chip) for name, chip in CHIPS.items()}, "evaluations": EVALUATIONS,
+            "training_share": TRAINING_SHARE, "rotate": rotate,
+        }  # fmt: skip
         super().__init__(RESULTS / "haq.json", work, about)
         self._data_path, self._weights, self._rotate = data, weights, rotate
         self._task: NetworkTask | None = None
+
+    @property
+    def held(self) -> dict[str, Any]:
+        """What determined the results that are known; where there are none, what will."""
+        known = json.loads(self.path.read_bytes())["preset"] if self.path.exists() else self.about
+        return json.loads(json.dumps(known))
 
     @property
     def task(self) -> NetworkTask:
@@ -114,30 +131,32 @@ class HAQExperiment(Jobs):
         }  # fmt: skip
         return {"latency_s": costs, **self._report(arch)}
 
+    def budgeted(self, name: str, problem: Problem) -> tuple[AbstractStrategy, int, int]:
+        """A strategy within the budget, how many candidates it evaluates, and the image passes of all."""
+        each = self.task.evaluation_passes
+        strategy = STRATEGIES[name].spending(problem, int(TRAINING_SHARE * EVALUATIONS * each))
+        training = strategy.training_passes(problem)
+        n_trials = (EVALUATIONS * each - training) // each
+        return strategy, n_trials, training + n_trials * each
+
     def searched(self, name: str, chip: str) -> dict[str, Any]:
         """A search, and its network on the images for the report."""
         problem = self.problem(chip)
         out = self.work / f"search-{short([name, chip])}"
-        strategy = STRATEGIES[name]
-        training = strategy.training_passes(problem)
-        trials = search(problem, strategy, EVALUATIONS, 0, out, batch_size=BATCH, resume=True)
+        strategy, n_trials, passes = self.budgeted(name, problem)
+        trials = search(
+            problem, strategy, n_trials, 0, out, batch_size=BATCH, resume=True,
+            progress=lambda _: self.check_time(), metrics=lambda *_: self.check_time(),
+        )  # fmt: skip
         best = best_trial(trials, "loss")
         assert best is not None
         space: BitwidthSpace = problem.space  # type: ignore[assignment]
-        report = problem.price(best.arch)
-        layers = {
-            layer.name: {"bits": pair, "depthwise": layer.groups > 1, "bound": cost.bound}
-            for layer, cost in zip(report.workload.layers, report.layers, strict=True)
-            for pair in [space.layer_bits(best.arch).get(layer.name)] if pair
-        }  # fmt: skip
-        eight = problem.price(space.reference)
+        report, eight = problem.price(best.arch), problem.price(space.reference)
         return {
-            "arch": best.arch, "layers": layers, "usage": problem.usage(best.arch), "latency_s": report.latency_s,
+            "arch": best.arch, "bits": space.layer_bits(best.arch), "usage": problem.usage(best.arch),
+            "limit_s": problem.limits["latency_s"], "latency_s": report.latency_s,
             "share": report.latency_s / eight.latency_s, "search_loss": best.metrics["loss"],
-            "image_passes": training + len(trials) * self.task.evaluation_passes, **self._report(best.arch),
-            "bound_at_8_bits": {
-                layer.name: cost.bound for layer, cost in zip(eight.workload.layers, eight.layers, strict=True)
-            },
+            "evaluations": n_trials, "image_passes": passes, **self._report(best.arch),
         }  # fmt: skip
 
     @torch.no_grad()
@@ -161,7 +180,7 @@ class HAQExperiment(Jobs):
 
     def jobs(self) -> Iterator[tuple[str, Work]]:
         yield "float", partial(self.scored, None)
-        for bits in (8, 6, 5, 4):
+        for bits in UNIFORM:
             yield f"uniform/{bits}", partial(self.scored, bits)
         for name in STRATEGIES:
             for chip in CHIPS:
@@ -170,65 +189,127 @@ class HAQExperiment(Jobs):
     # --- report --------------------------------------------------------------------------------------------------
 
     def report(self) -> str:
-        """A table, the mean bits by kind of layer, and the bits of each layer drawn."""
+        """Tables of networks, chips and bits, and for each search the bits of each layer beside the roofline."""
         found = self.results
-        lines = [
-            "# HAQ's experiment: MobileNetV2 under a latency limit\n",
-            "Command: `python benchmarks/repro_haq.py --data imagenet500.npz --weights FILE`; results: `haq.json`. In "
-            "brackets 95 % bootstrap intervals.\n",
-            "| network | chip | latency, of 8 bits | limit used | error, % | divergence, nats |",
-            "| --- | --- | --- | --- | --- | --- |",
-        ]
-        for name, one in found.items():
-            error, apart = (
-                f"{scale * one[key][0]:.{digits}f} [{scale * one[key][1]:.{digits}f}, {scale * one[key][2]:.{digits}f}]"
-                for key, scale, digits in (("error", 100, 1), ("divergence", 1, 3))
-            )
-            kind, *rest = name.split("/")
-            if kind == "search":
-                used = f"{100 * one['usage']['latency_s']:.1f} %"
-                lines.append(f"| {rest[0]} | {rest[1]} | {one['share']:.3f}x | {used} | {error} | {apart} |")
-            else:
-                eight = found.get("uniform/8", {}).get("latency_s", {})
-                shares = [f"{cost / eight[chip]:.3f}x" for chip, cost in one["latency_s"].items() if chip in eight]
-                lines.append(f"| {name.replace('/', ' ')} | both | {', '.join(shares)} | | {error} | {apart} |")
+        rotate = " --rotate" if self.held["rotate"] else ""
+        hours = sum(one.get("process_s", 0.0) for one in found.values()) / 3600
+        workload = from_torch(load_module("mobilenet_v2"), (1, 3, 224, 224))
         searches = {name: one for name, one in found.items() if name.startswith("search/")}
-        if searches:
-            lines += ["", "| search | layers | bound by DRAM at 8 bits | mean weight bits | mean input bits |",
-                      "| --- | --- | --- | --- | --- |"]  # fmt: skip
-        for name, one in searches.items():
-            for depthwise in (True, False):
-                mine = {n: layer for n, layer in one["layers"].items() if layer["depthwise"] == depthwise}
-                bits = np.array([layer["bits"] for layer in mine.values()])
-                dram = sum(one["bound_at_8_bits"][n] == "dram" for n in mine)
-                kind = "depthwise" if depthwise else "pointwise and dense"
-                lines.append(
-                    f"| {name[7:]} | {len(mine)} {kind} | {dram} | {bits[:, 0].mean():.2f} | {bits[:, 1].mean():.2f} |"
-                )
-        self._draw(searches)
-        if searches:
-            lines.append("\n![bits of each layer](haq.png)\n")
-        text = "\n".join(lines)
+        text = "\n".join([
+            "# HAQ's experiment: MobileNetV2 under a latency limit\n",
+            f"Command: `python benchmarks/repro_haq.py --data imagenet500.npz --weights FILE{rotate}`; results: "
+            f"`{self.path.name}`. Processor time: {hours:.2f} hours. In brackets 95 % bootstrap intervals.\n",
+            *_networks(found), *_chips(workload), *_bits(searches, workload),
+        ])  # fmt: skip
+        if _draw(searches, workload):
+            text += "\n![bits of each layer, and where they are on the roofline](haq.png)\n"
         write_atomically(self.path.with_suffix(".md"), text.encode())
         return text
 
-    def _draw(self, searches: dict[str, Any]) -> None:
-        """Bits of each layer, a row for each search but the random ones; depthwise layers on a grey ground."""
-        shown = {name: one for name, one in searches.items() if "/random/" not in name}
-        if not shown:
-            return
-        network = load_module("mobilenet_v2")
-        workload = from_torch(network, (1, 3, 224, 224))
-        figure, axes = plt.subplots(len(shown), 1, figsize=(13, 3.4 * len(shown)), layout="constrained", squeeze=False)
-        for ax, (name, one) in zip(axes[:, 0], shown.items(), strict=True):
-            bits = {layer: tuple(of["bits"]) for layer, of in one["layers"].items()}
-            plot_bits(workload.with_bits({n: w for n, (w, _) in bits.items()}, {n: a for n, (_, a) in bits.items()}),
-                      name[7:].replace("/", ", "), ax)  # fmt: skip
-            for i, layer in enumerate(one["layers"].values()):
-                if layer["depthwise"]:
-                    ax.axvspan(i - 0.5, i + 0.5, color="0.9", linewidth=0, zorder=0)
-        figure.savefig(RESULTS / "haq.png", dpi=110)
-        plt.close(figure)
+
+def _networks(found: Mapping[str, Any]) -> Iterator[str]:
+    """Error and divergence of every network that is known."""
+    yield "| network | chip | of 8 bits | of limit | evaluations | image passes | error, % | divergence, nats |"
+    yield "| --- | --- | --- | --- | --- | --- | --- | --- |"
+    eight = found.get("uniform/8", {}).get("latency_s", {})
+    for name, one in found.items():
+        error, apart = (
+            f"{scale * one[key][0]:.{digits}f} [{scale * one[key][1]:.{digits}f}, {scale * one[key][2]:.{digits}f}]"
+            for key, scale, digits in (("error", 100, 1), ("divergence", 1, 3))
+        )
+        kind, *rest = name.split("/")
+        if kind == "search":
+            used = f"{100 * one['usage']['latency_s']:.1f} % | {one['evaluations']} | {one['image_passes']:,}"
+            yield f"| {rest[0]} | {rest[1]} | {one['share']:.3f}x | {used} | {error} | {apart} |"
+        else:
+            shares = [f"{cost / eight[chip]:.3f}x" for chip, cost in one["latency_s"].items() if chip in eight]
+            yield f"| {name.replace('/', ' ')} | both | {', '.join(shares)} | | | | {error} | {apart} |"
+    yield ""
+
+
+def _kind(layer: Layer) -> str:
+    """Of three; the classifier is a pointwise layer of a map of one pixel."""
+    return "depthwise" if layer.groups > 1 else "pointwise" if layer.kernel_size == (1, 1) else "first"
+
+
+def _chips(workload: Workload) -> Iterator[str]:
+    """Both chips, and what bounds the layers of the network there at 8 bits."""
+    yield f"| chip | {' | '.join(FIELDS)} | ridge, MACs a byte at 8 bits |"
+    yield f"| --- |{' --- |' * (len(FIELDS) + 1)}"
+    for name, chip in CHIPS.items():
+        ridge = chip.peak_macs_per_cycle(8, 8) / (chip.dram_bits_per_cycle / 8)
+        yield f"| {name} | {' | '.join(f'{getattr(chip, field):,}' for field in FIELDS)} | {ridge:.1f} |"
+    yield "\nAt 8 bits; intensity in MACs a byte of DRAM traffic, the median over layers:\n"
+    yield f"| chip | layers | of them | intensity | share of the time | {' | '.join(BOUNDS)} |"
+    yield f"| --- | --- | --- | --- | --- |{' --- |' * len(BOUNDS)}"
+    for name, chip in CHIPS.items():
+        report = estimate(workload.with_bits(8, 8), chip)
+        kinds: dict[str, list[tuple[Layer, LayerCost]]] = {}
+        for layer, cost in zip(report.workload.layers, report.layers, strict=True):
+            if layer.is_mac:
+                kinds.setdefault(_kind(layer), []).append((layer, cost))
+        for kind, rows in kinds.items():
+            traffic = [sum(cost.traffic_bits.get(f"dram_{way}", 0) for way in ("read", "write")) for _, cost in rows]
+            dense = np.median([8 * layer.macs / bits for (layer, _), bits in zip(rows, traffic, strict=True)])
+            share = sum(cost.latency_s for _, cost in rows) / report.latency_s
+            bounds = " | ".join(str(sum(cost.bound == bound for _, cost in rows)) for bound in BOUNDS)
+            yield f"| {name} | {kind} | {len(rows)} | {dense:.1f} | {100 * share:.1f} % | {bounds} |"
+    yield ""
+
+
+def _bits(searches: Mapping[str, Any], workload: Workload) -> Iterator[str]:
+    """Mean bits of the networks found, by kind of layer."""
+    if not searches:
+        return
+    yield "Mean bits of the layers of each kind, weights / inputs:\n"
+    kinds = {layer.name: _kind(layer) for layer in workload.mac_layers}
+    names = tuple(dict.fromkeys(kinds.values()))
+    yield f"| search | {' | '.join(names)} |"
+    yield f"| --- |{' --- |' * len(names)}"
+    for name, one in searches.items():
+        means = [np.mean([pair for layer, pair in one["bits"].items() if kinds[layer] == kind], axis=0)
+                 for kind in names]  # fmt: skip
+        yield f"| {name[7:].replace('/', ', ')} | {' | '.join(f'{w:.2f} / {a:.2f}' for w, a in means)} |"
+
+
+def _draw(searches: Mapping[str, Any], workload: Workload) -> bool:
+    """A row for each search but the random ones: bits of each layer, depthwise ones on grey, beside the roofline."""
+    shown = {name: one for name, one in searches.items() if "/random/" not in name}
+    if not shown:
+        return False
+    figure, axes = plt.subplots(
+        len(shown), 2, figsize=(18, 3.8 * len(shown)), layout="constrained", squeeze=False, width_ratios=(2.2, 1)
+    )
+    for (left, right), (name, one) in zip(axes, shown.items(), strict=True):
+        _, strategy, chip = name.split("/")
+        weights, inputs = ({layer: pair[i] for layer, pair in one["bits"].items()} for i in range(2))
+        found = workload.with_bits(weights, inputs)
+        plot_bits(found, f"{strategy}, {chip}", left)
+        for i, layer in enumerate(found.mac_layers):
+            if layer.groups > 1:
+                left.axvspan(i - 0.5, i + 0.5, color="0.9", linewidth=0, zorder=0)
+        plot_roofline(estimate(found, CHIPS[chip]), right).set_title(f"{strategy}, {chip}", fontsize=10)
+    figure.savefig(RESULTS / "haq.png", dpi=110)
+    plt.close(figure)
+    return True
+
+
+def budget() -> str:
+    """Image passes of every job, and hours of one core."""
+    n_report = 500 - N_CALIBRATION - N_SEARCH
+    jobs = {
+        "float, uniform bits": (1 + len(UNIFORM), 2 * n_report),
+        **{name: (len(CHIPS), EVALUATIONS * N_SEARCH + 2 * n_report) for name in STRATEGIES},
+    }
+    total = sum(n * passes for n, passes in jobs.values())
+    rows = [
+        *((name, n, f"at most {passes:,}", n * passes) for name, (n, passes) in jobs.items()),
+        ("all", "", "", total),
+    ]
+    return "\n".join([
+        f"| job | of them | image passes each | hours of a core at {RATE} a second |", "| --- | --- | --- | --- |",
+        *(f"| {name} | {n} | {each} | {passes / RATE / 3600:.2f} |" for name, n, each, passes in rows),
+    ]) + "\n"  # fmt: skip
 
 
 def main() -> None:
@@ -236,9 +317,17 @@ def main() -> None:
     arguments.add_argument("--data", help="images, x and y, as .npz")
     arguments.add_argument("--weights", help="mobilenet_v2 as safetensors")
     arguments.add_argument("--rotate", action="store_true", help="turn images by 180 degrees")
+    arguments.add_argument("--budget", action="store_true", help="print the budget and do nothing")
     args = arguments.parse_args()
+    if args.budget:
+        print(budget(), end="")
+        return
     torch.set_num_threads(args.threads)
     experiment = HAQExperiment(args.data, args.weights, args.work, args.rotate)
+    if not args.report and experiment.held != json.loads(json.dumps(experiment.about)):
+        arguments.error(
+            f"--rotate, the chips and the budget must be those of {experiment.path}, or it must not be there"
+        )
     if not args.report and not experiment.run(args.minutes):
         print("not finished; the same command goes on")
     print(experiment.report())
