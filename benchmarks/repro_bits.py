@@ -15,16 +15,21 @@ errors reported are those of the rest of the test file.
 from __future__ import annotations
 
 import json
+import math
+import time
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
 from jobs import parser
+from scipy.stats import kendalltau
 
 from codesign.run_directory import write_atomically
 from codesign.run_spec import RunSpec
 from codesign.shootout import LIMITS, STRATEGIES, Arena, Shootout
 from codesign.shootout_report import ShootoutReport
+from codesign.strategies import STRATEGIES as KINDS
+from codesign.strategies.relaxed_bits import RelaxedBits
 
 RESULTS = Path(__file__).parent / "results"
 NETWORKS = ("resnet20", "resnet32", "resnet56")
@@ -32,6 +37,8 @@ N_SEARCH, N_TEST, N_TRAIN, N_CALIBRATION = 500, 9500, 10_000, 128
 EVALUATIONS, SEEDS, TUNE_EPOCHS = 150, 3, 1
 #: Of the limits, those whose networks are tuned: 40 % and 20 % of the energy.
 TUNED = (1, 2)
+#: Networks that a rank correlation says something on.
+FEWEST = 20
 #: What ResNet-32 and -56 are searched with: the strategy that won on ResNet-20, and random search beside it.
 WINNERS = ("milp", "random")
 
@@ -63,6 +70,47 @@ def budget() -> str:
     ]) + "\n"  # fmt: skip
 
 
+def ranking(report: ShootoutReport) -> str:
+    """Kendall's tau between what searches say of their networks and the test error of these after equal tuning.
+
+    A network that several searches scored alike counts once.
+    """
+    objective, epochs = report.record["spec"]["objective"], report.record["tune_epochs"]
+    scored = {
+        (tuple(row["arch"]), float(row["metrics"][objective])): row
+        for row in report.found
+        if row["limit"] in report.record["tune_limits"] and not math.isnan(report.error("tuned", row))
+    }
+    if not scored:
+        return ""
+    groups = {
+        "all": list(scored.values()),
+        "scored with the weights as given": [
+            row for row in scored.values() if not issubclass(KINDS[row["strategy"]], RelaxedBits)
+        ],
+        **{report.limits[i]: [row for row in scored.values() if row["limit"] == i]
+           for i in report.record["tune_limits"]},
+    }  # fmt: skip
+    lines = [
+        f"Kendall's tau between the {objective} that the search found and the test error after {epochs} epoch"
+        f"{'' if epochs == 1 else 's'} of tuning:\n",
+        "| networks | number | tau | p |", "| --- | --- | --- | --- |",
+    ]  # fmt: skip
+    for name, rows in groups.items():
+        tau = kendalltau(
+            [row["metrics"][objective] for row in rows], [report.error("tuned", row) for row in rows]
+        ) if len(rows) > 1 else None  # fmt: skip
+        lines.append(f"| {name} | {len(rows)} | " + (f"{tau.statistic:.3f} | {tau.pvalue:.2g} |" if tau else "- | - |"))
+    if len(scored) < FEWEST:
+        lines.append(f"\nThat are fewer than {FEWEST} networks, so little is to be made of it yet.")
+    return "\n".join(lines) + "\n"
+
+
+def processor_hours(report: ShootoutReport) -> float:
+    """Of all searches, tests and tunings."""
+    return sum(one.get("processor_s", 0.0) for one in (*report.rows, *report.finals.values())) / 3600
+
+
 def keep(network: str, work: Path) -> ShootoutReport:
     """Copy what is known to the results, with a table and plots."""
     report = ShootoutReport.load(work / network)
@@ -71,7 +119,8 @@ def keep(network: str, work: Path) -> ShootoutReport:
     write_atomically(RESULTS / f"{name}.json", json.dumps(known, indent=1).encode())
     text = (
         f"# Strategies for the bits of {network} on CIFAR-10\n\nCommand: `python benchmarks/repro_bits.py --data "
-        f"cifar10.npz --weights DIR`; results: `{name}.json`.\n\n```\n{report}\n```\n"
+        f"cifar10.npz --weights DIR`; results: `{name}.json`. Processor time: {processor_hours(report):.2f} hours.\n\n"
+        f"```\n{report}\n```\n\n{ranking(report)}"
     )
     for kind in ("test", "tuned") if any(final.startswith("tuned") for final in report.finals) else ("test",):
         figure, axes = plt.subplots(1, 2, figsize=(13, 4.6), layout="constrained")
@@ -96,14 +145,18 @@ def main() -> None:
         print(budget(), end="")
         return
     torch.set_num_threads(args.threads)
+    hours, end = 0.0, time.monotonic() + 60 * args.minutes
     for network in args.networks.split(","):
         done = True
         if not args.report:
             arena = Arena(shootout(network, args.data, args.weights), args.work / network, resume=True)
-            done = arena.run(say=lambda text: print(text, flush=True), minutes=args.minutes)
+            minutes = (end - time.monotonic()) / 60
+            done = arena.run(say=lambda text: print(text, flush=True), minutes=minutes)
         elif not (args.work / network).exists():
             continue
-        print(network, keep(network, args.work), sep="\n\n")
+        report = keep(network, args.work)
+        hours += processor_hours(report)
+        print(network, report, ranking(report), f"Processor hours so far: {hours:.2f}", sep="\n\n")
         if not done:
             print("not finished; the same command goes on")
             break
