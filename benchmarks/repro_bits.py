@@ -26,7 +26,15 @@ from scipy.stats import kendalltau
 
 from codesign.run_directory import write_atomically
 from codesign.run_spec import RunSpec
-from codesign.shootout import LIMITS, STRATEGIES, Arena, Shootout
+from codesign.shootout import (
+    FINALS_NAME,
+    LIMITS,
+    ROW_NAME,
+    SHOOTOUT_NAME,
+    STRATEGIES,
+    Arena,
+    Shootout,
+)
 from codesign.shootout_report import ShootoutReport
 from codesign.strategies import STRATEGIES as KINDS
 from codesign.strategies.relaxed_bits import RelaxedBits
@@ -114,7 +122,10 @@ def processor_hours(report: ShootoutReport) -> float:
 def keep(network: str, work: Path) -> ShootoutReport:
     """Copy what is known to the results, with a table and plots."""
     report = ShootoutReport.load(work / network)
-    known = {**report.record, "rows": list(report.rows), "finals": report.finals}
+    spec = report.record["spec"]
+    names = {name: Path(spec[name]).name for name in ("weights", "dataset")}  # wherever they lay
+    record = {**report.record, "spec": {**spec, **names, "data_dir": "."}}
+    known = {**record, "rows": list(report.rows), "finals": report.finals}
     name = f"bits_{network}"
     write_atomically(RESULTS / f"{name}.json", json.dumps(known, indent=1).encode())
     text = (
@@ -134,6 +145,29 @@ def keep(network: str, work: Path) -> ShootoutReport:
     return report
 
 
+def restore(network: str, work: Path, report: bool) -> None:
+    """Put what is known from earlier work back into a work folder that lacks it; what failed is tried again."""
+    path = RESULTS / f"bits_{network}.json"
+    if not path.exists():
+        return
+    known = json.loads(path.read_bytes())
+    for row in known["rows"]:
+        limit = "_".join(known["limits"][row["limit"]]).replace("%", "pc")
+        place = work / network / row["strategy"] / limit / f"seed-{row['seed']}" / ROW_NAME
+        if not place.exists() and "failed" not in row:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(place, (json.dumps(row, indent=1) + "\n").encode())
+    finals = work / network / FINALS_NAME
+    if not finals.exists():
+        good = {name: scores for name, scores in known["finals"].items() if "failed" not in scores}
+        write_atomically(finals, (json.dumps(good, indent=1) + "\n").encode())
+    shootout = work / network / SHOOTOUT_NAME
+    if report and not shootout.exists():
+        record = {name: value for name, value in known.items() if name not in ("rows", "finals")}
+        costs = {name: record.pop(name) for name in ("reference", "uniform")}
+        write_atomically(shootout, (json.dumps({"shootout": record, **costs}, indent=1) + "\n").encode())
+
+
 def main() -> None:
     arguments = parser(__doc__.splitlines()[0], "runs/repro_bits")
     arguments.add_argument("--data", help="cifar10.npz, with x_train, y_train, x_test, y_test")
@@ -148,6 +182,7 @@ def main() -> None:
     hours, end = 0.0, time.monotonic() + 60 * args.minutes
     for network in args.networks.split(","):
         done = True
+        restore(network, args.work, args.report)
         if not args.report:
             arena = Arena(shootout(network, args.data, args.weights), args.work / network, resume=True)
             minutes = (end - time.monotonic()) / 60

@@ -428,9 +428,9 @@ class Arena:
 
     def _tuned(self, arch: Arch) -> dict[str, float]:
         """After an equal training of weights and steps at these bits."""
-        data: Data = self.task.data
+        data: Data = self.task.data  # on the device of the task, where the network is brought once it has its weights
         kind = family(self.shootout.spec.family)
-        network = kind.started(self.shootout.spec, self.folder, arch, data)
+        network = kind.started(self.shootout.spec, self.folder, arch, self.data)
         place = next(self.task.network.parameters()).device
         training = FinalTraining.for_images(
             data.train, epochs=self.shootout.tune_epochs, start="weights", quantized_rate=0.02
