@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jobs import Jobs, parser, short
 from mpnas_report import Report
@@ -54,6 +55,8 @@ RESULTS = Path(__file__).parent / "results"
 N_STATISTICS = 512
 #: The same for a sensitivity of the knapsack, and the images that it is measured on.
 SENSITIVITY_IMAGES = (256, 500)
+#: Networks from which on their errors are explained.
+FEWEST_NETWORKS = 20
 FORWARD, FORWARD_AND_BACKWARD = 1, 3  # image passes
 
 
@@ -347,6 +350,32 @@ class Experiment(Jobs):
             if name.removesuffix("-chip") in names and int(its_seed) == seed:
                 yield self._final(data, result["network_arch"], seed)
 
+    def _explained(self, data: str) -> str:
+        """What of the test error of all networks their energy and their skips account for, by least squares."""
+        space = self.space(data)
+        finals = [one for one in self.finals(data).values() if not one["layer_bits"]]
+        if len(finals) < FEWEST_NETWORKS:
+            return ""
+        error = np.array([100 * one["test_error"] for one in finals])
+        absent = [sum(not block.skip for block in space.blocks(one["arch"])) for one in finals]
+        columns = np.stack([np.ones(len(finals)), np.log2([one["energy_j"] for one in finals]), absent], axis=1)
+        slopes, *_ = np.linalg.lstsq(columns, error, rcond=None)
+        r2 = 1 - np.var(error - columns @ slopes) / np.var(error)
+        return (
+            f"\nOf the test error of these {len(finals)} networks, energy and the number of blocks without a skip "
+            f"explain R^2 = {r2:.2f}: twice the energy {slopes[1]:+.2f} points, each skip left out {slopes[2]:+.2f}. "
+            f"Skips left out, mean by arm: {self._skips_left_out(data)}.\n"
+        )
+
+    def _skips_left_out(self, data: str) -> str:
+        space, by_arm = self.space(data), dict[str, list[int]]()
+        for job, found in self.results.items():
+            kind, *rest = job.split("/")
+            if kind == "search" and rest[0] == data:
+                blocks = space.blocks(found["network_arch"])
+                by_arm.setdefault(rest[1], []).append(sum(not block.skip for block in blocks))
+        return ", ".join(f"{arm} {np.mean(counts):.1f}" for arm, counts in by_arm.items())
+
     def report(self) -> None:
         """Write tables and plots of what is known."""
         name = self.path.stem
@@ -357,7 +386,7 @@ class Experiment(Jobs):
             archs = {bits: self.uniform(space, bits) for bits in space.bits}
             found = Report(self.results, lambda *final: self._final(*final)[0], archs, data, self.preset.seeds)
             if found.points("uniform bits"):
-                text += f"\n# {data}\n\n{found}\n"
+                text += f"\n# {data}\n\n{found}\n{self._explained(data)}"
                 found.plot(RESULTS / f"{name}_{data}.png")
         write_atomically(RESULTS / f"{name}.md", text.encode())
         print(text)
