@@ -186,7 +186,7 @@ class Report:
         return text
 
     def plot(self, path: Path) -> None:
-        """Error against energy and latency, the fronts of all arms."""
+        """Error against energy and latency: MP-NAS and the fixed networks, and MP-NAS and the other searches."""
         import matplotlib.pyplot as plt
 
         from codesign.plots import plot_pareto
@@ -197,9 +197,15 @@ class Report:
             if arm in self.arms
         }
         flat = {arm: found[0] if len(found) == 1 else found for arm, found in runs.items()}
-        figure, axes = plt.subplots(1, 2, figsize=(13, 5), sharey=True, layout="constrained")
-        for ax, x in zip(axes, ("energy_j", "latency_s"), strict=True):
-            plot_pareto(flat, x=x, y="error", ax=ax)
+        groups = [[arm for arm in group if arm in flat] for group in (("uniform bits", "knapsack bits", *SEARCHED[:2]),
+                                                                      ("mpnas", *SEARCHED[2:]))]  # fmt: skip
+        groups = [group for group in groups if len(group) > 1]
+        figure, axes = plt.subplots(
+            2, len(groups), figsize=(6.5 * len(groups), 9), sharey=True, layout="constrained", squeeze=False
+        )
+        for column, group in enumerate(groups):
+            for row, x in enumerate(("energy_j", "latency_s")):
+                plot_pareto({arm: flat[arm] for arm in group}, x=x, y="error", ax=axes[row, column])
         figure.savefig(path, dpi=130)
         plt.close(figure)
 
