@@ -15,8 +15,9 @@ from codesign.launch import prepared
 from codesign.metrics import quantity
 from codesign.run_spec import RunSpec, load_run
 from codesign.sensitivity import Sensitivities
-from codesign.shootout import STRATEGIES, Arena, Shootout, Stopwatch, final_name, n_distinct
+from codesign.shootout import STRATEGIES, Arena, Shootout, final_name, n_distinct
 from codesign.shootout_report import ShootoutReport, spread
+from codesign.stopwatch import Stopwatch
 from codesign.trial import Trial
 from codesign.weight_training import Stopped
 
@@ -168,7 +169,7 @@ def test_seconds_add_up_where_a_search_is_stopped_and_gone_on_with(place, monkey
 
 
 def test_what_work_has_taken_is_kept_on_the_way(tmp_path, monkeypatch):
-    monkeypatch.setattr(codesign_shootout, "KEEP_EVERY_S", 0.01)
+    monkeypatch.setattr("codesign.stopwatch.KEEP_EVERY_S", 0.01)
     path = tmp_path / "spent.json"
     with Stopwatch(path):
         while not path.exists():
