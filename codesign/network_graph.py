@@ -164,9 +164,10 @@ class NetworkGraph:
         return {
             i: source.step
             for i, step in enumerate(self.steps)
-            if step.target in _SUMS and step.op == "call_function" and len(step.args) == 2 and not step.kwargs
+            if step.target in _SUMS and step.op == "call_function" and not step.kwargs
+            if len(step.args) == 2 and all(isinstance(term, Source) for term in step.args)
             for source in step.args
-            if isinstance(source, Source) and source.step in self.norms and self._readers[source.step] == [i]
+            if source.step in self.norms and self._readers[source.step] == [i]
         }
 
     @cached_property

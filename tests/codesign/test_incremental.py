@@ -39,6 +39,20 @@ class InPlace(nn.Module):
         return self.fc(torch.flatten(functional.adaptive_avg_pool2d(y, 1), 1))
 
 
+class AddsNumbers(nn.Module):
+    """Sums of a norm's value with a number, and with itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.norm, self.other, self.fc = nn.BatchNorm2d(4), nn.BatchNorm2d(4), nn.Linear(4, 5)
+
+    def forward(self, x):
+        x = functional.relu(self.norm(self.first(x)) + 1.5)
+        y = self.other(self.second(x))
+        return self.fc((y + y).mean(dim=(2, 3)))
+
+
 class Decides(nn.Module):
     """A forward that depends on what it is given."""
 
@@ -76,7 +90,7 @@ def walk(space, rng, n=12):
 
 
 @pytest.mark.parametrize("renewed", [True, False], ids=["renewed", "kept"])
-@pytest.mark.parametrize("make", [lambda: CifarResNet(8), InPlace], ids=["resnet", "in-place"])
+@pytest.mark.parametrize("make", [lambda: CifarResNet(8), InPlace, AddsNumbers], ids=["resnet", "in-place", "numbers"])
 @pytest.mark.parametrize("most_bytes", [2**30, 100_000, 0])
 def test_scores_are_those_of_the_whole_network(make, renewed, most_bytes, monkeypatch):
     monkeypatch.setattr(incremental, "CHUNK", 25)
