@@ -406,7 +406,7 @@ FILES = ("trials.jsonl", "state.safetensors", "config.json")
 def test_a_search_killed_at_random_ends_bit_for_bit_as_one_that_was_not(name, tmp_path):
     _search(tmp_path / "whole", name)
     rng = np.random.default_rng(0)
-    for calls in (3, 9):  # trials of this life, resumed ones included
+    for calls in (3, 8):  # trials of this life, resumed ones included
         killed_after(partial(_life, tmp_path / "parts", name), calls, float(rng.random() * 0.05))
     assert 4 <= len(load_trials(tmp_path / "parts")) < 12
     _search(tmp_path / "parts", name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import multiprocessing
 import os
 import signal
@@ -70,6 +71,8 @@ def archs(space: MobileNetV2Space, n: int, seed: int = 0) -> list[tuple[int, ...
 def killed_after(work: Callable[..., object], n: int, delay_s: float = 0.0) -> int:
     """Run ``work(progress)`` in a process that gets SIGKILL a moment after it called ``progress`` ``n`` times.
 
+    It waits for that at its call ``n + 3`` at the latest, so a fast machine does not end it first.
+
     Parameters
     ----------
     work : callable
@@ -96,7 +99,14 @@ def _killed_after(work: Callable[..., object], n: int, delay_s: float) -> int:
 
     def child() -> None:
         os.close(reader)
-        work(lambda *_: os.write(writer, b"."))
+        calls = itertools.count(1)
+
+        def called(*_: object) -> None:
+            os.write(writer, b".")
+            if next(calls) == n + 3:
+                signal.pause()
+
+        work(called)
 
     process = multiprocessing.get_context("fork").Process(target=child)
     process.start()
