@@ -7,7 +7,7 @@
 DATA holds ``cifar10.npz`` or torchvision's files, and Fashion-MNIST likewise. Work is cut into jobs; the result of each
 is kept in ``benchmarks/results/mpnas.json``, so a run that was stopped goes on, ``--minutes`` stops it by itself, and
 several processes may work side by side. Every job computes on one thread and is seeded: who does it, and when, does not
-matter. ``--preset full`` is the same at full width, all 22 blocks and all images, for a GPU.
+matter. ``--preset full`` is the same at full width, all 22 blocks and all images, for a GPU (``--device cuda``).
 
 MP-NAS (Gong et al., ICCAD 2019) publishes its results as figures whose numbers are not in the text, so there is no
 printed figure to stand beside ours.
@@ -77,8 +77,8 @@ class Preset:
     learning_rate: float = 0.1
     batch_size: int = 64
     seeds: tuple[int, ...] = (0, 1, 2)
-    #: Energy, in shares of that of the fixed network at 8 bits. The bits of that network alone reach 0.33.
-    limits: tuple[float, ...] = (0.22, 0.36, 0.54, 0.8)
+    #: Energy, in shares of that of the fixed network at 8 bits: what it takes at 2, 4, 6 and 8 bits, over 1.5.
+    limits: tuple[float, ...] = (0.22, 0.357, 0.535, 0.666)
     knapsack_limits: tuple[float, ...] = (0.36, 0.54, 0.8)
     chip: BitFusion = dataclasses.field(default_factory=BitFusion)
     chip_fields: tuple[tuple[str, tuple[int, ...]], ...] = (("rows", (8, 16, 32)), ("dram_bits_per_cycle", (64, 192)))
@@ -88,7 +88,7 @@ class Preset:
     def strategies(self) -> dict[str, AbstractStrategy]:
         """By name; each offers or asks for candidates in batches."""
         steps = {
-            "steps": self.policy_steps, "learning_rate": self.policy_rate, "temperature": self.temperature, "fill": 0.0,
+            "steps": self.policy_steps, "learning_rate": self.policy_rate, "temperature": self.temperature,
         }  # fmt: skip
         return {
             "mpnas": MPNAS(**steps), "gumbel": Gumbel(**steps), "reinforce": Reinforce(), "random": Random(),
@@ -118,7 +118,7 @@ _REDUCED_STAGES = tuple(
 PRESETS = {
     "reduced": Preset(
         MobileNetV2Space.preset("cifar", width=0.25, depth=0.5, stages=_REDUCED_STAGES, head_channels=320),
-        n_train=10_000, n_search=1000, supernet=SupernetTraining(5, 35, release=1.0, sampling="coherent"),
+        n_train=10_000, n_search=1000, supernet=SupernetTraining(2, 8, release=1.0, sampling="coherent"),
         policy_steps=160, policy_rate=0.3, temperature=0.5, sampler_trials=80, float_epochs=2, epochs=6,
     ),
     "full": Preset(
@@ -134,8 +134,8 @@ DATA_SETS = {"cifar10": {}, "fashion-mnist": {"input_size": 28, "in_channels": 1
 class Experiment(Jobs):
     """Jobs over one preset; the result of each is kept under its name."""
 
-    def __init__(self, name: str, data_dir: str | None, work: Path) -> None:
-        self.name, self.preset, self.data_dir = name, PRESETS[name], data_dir
+    def __init__(self, name: str, data_dir: str | None, work: Path, device: str = "cpu") -> None:
+        self.name, self.preset, self.data_dir, self.device = name, PRESETS[name], data_dir, device
         path = RESULTS / f"mpnas{'' if name == 'reduced' else f'_{name}'}.json"
         super().__init__(path, work, describe(self.preset))
         self._data: dict[str, Data] = {}
@@ -147,12 +147,13 @@ class Experiment(Jobs):
 
     def data(self, name: str) -> Data:
         if name not in self._data:
-            self._data[name] = load_data(name, self.data_dir, self.preset.n_train, self.preset.n_search)
+            data = load_data(name, self.data_dir, self.preset.n_train, self.preset.n_search)
+            self._data[name] = data.to(self.device)
         return self._data[name]
 
     def supernet(self, data: str, seed: int) -> Supernet:
         """The shared weights of a seed, trained or read back."""
-        network = Supernet(self.space(data), seed).to(memory_format=torch.channels_last)
+        network = Supernet(self.space(data), seed).to(self.device, memory_format=torch.channels_last)
         training = dataclasses.replace(self.preset.supernet, batch_size=self.preset.batch_size)
         out = self.work / f"supernet-{data}-{seed}"
         with self.locked(out.name):
@@ -208,7 +209,7 @@ class Experiment(Jobs):
         """A network trained from scratch, in float and then quantized, and its error on the test set, read once."""
         space, images = self.space(data), self.data(data)
         bits = layer_bits or space.layer_bits(arch)
-        network = MobileNetV2(space, space.blocks(arch), seed).to(memory_format=torch.channels_last)
+        network = MobileNetV2(space, space.blocks(arch), seed).to(self.device, memory_format=torch.channels_last)
         recipe = dataclasses.replace(PICTURES, batch_size=self.preset.batch_size,
                                      augment="crop-flip" if space.in_channels == 3 else "shift")  # fmt: skip
         rate, place = self.preset.learning_rate, self.work / f"final-{short([data, arch, seed, layer_bits])}"
@@ -244,7 +245,7 @@ class Experiment(Jobs):
         begun = time.perf_counter()
         pinned = dict.fromkeys(("stem", "head", "classifier"), FIXED_BITS)
         fixed = BitwidthSpace(space.workload(space.reference), space.bits, pinned)
-        network = space.build(space.reference, 0, bitwidths=space.bits)
+        network = space.build(space.reference, 0, bitwidths=space.bits).to(self.device)
         weights = self.work / f"final-{short([data, space.reference, 0, None])}" / "weights.safetensors"
         if not weights.exists():  # the result is known from elsewhere, but the weights were not kept
             self.final(data, space.reference, 0, None)
@@ -292,8 +293,8 @@ class Experiment(Jobs):
             yield f"supernet/cifar10/{seed}", partial(self.trained_supernet, "cifar10", seed)
         yield from self._finals_of_fixed("cifar10", first)
         yield from self._searches("cifar10", names, first)
-        chip = partial(self.search, "cifar10", "mpnas", {"energy_j": 0.36, "area_mm2": 2.0}, first)
-        yield f"search/cifar10/mpnas-chip/0.36/{first}", chip
+        chip = partial(self.search, "cifar10", "mpnas", {"energy_j": self.preset.limits[1], "area_mm2": 2.0}, first)
+        yield f"search/cifar10/mpnas-chip/{self.preset.limits[1]}/{first}", chip
         yield from self._finals_of_searches("cifar10", names, first)
         yield "knapsack/cifar10", partial(self.knapsack, "cifar10", self.preset.knapsack_limits)
         yield from self._finals_of_knapsack("cifar10", first)
@@ -424,6 +425,7 @@ def budget(preset: Preset) -> str:
 def main() -> None:
     arguments = parser(__doc__.splitlines()[0], "runs/repro_mpnas")
     arguments.add_argument("--preset", choices=tuple(PRESETS), default="reduced")
+    arguments.add_argument("--device", default="cpu", help="of torch, where networks are trained (default: cpu)")
     arguments.add_argument("--data-dir", help="folder with cifar10.npz or torchvision's files")
     arguments.add_argument("--budget", action="store_true", help="print the budget and do nothing")
     args = arguments.parse_args()
@@ -431,7 +433,7 @@ def main() -> None:
         print(budget(PRESETS[args.preset]), end="")
         return
     torch.set_num_threads(args.threads)
-    experiment = Experiment(args.preset, args.data_dir, args.work)
+    experiment = Experiment(args.preset, args.data_dir, args.work, args.device)
     if not args.report and not experiment.run(args.minutes):
         print("not finished; the same command goes on")
     experiment.report()

@@ -109,8 +109,10 @@ def search(
             batch = archs[: n_trials - len(trials)]
             known = logged[len(trials) : len(trials) + len(batch)]
             _check_replay(known, batch, out)
+            paid_for = {trial.arch: trial for trial in [*trials, *known]} if at_work.repeats else {}
             fresh = _logged(
-                _evaluated(problem_now, batch[len(known) :], len(trials) + len(known), int(seed), executor), run
+                _evaluated(problem_now, batch[len(known) :], len(trials) + len(known), int(seed), executor, paid_for),
+                run,
             )
             for trial in known:
                 trials.append(_report(trial, progress))
@@ -125,6 +127,8 @@ def search(
 
 class _Sampling:
     """A sampler and its state."""
+
+    repeats = True  #: What was measured of a candidate holds for good.
 
     def __init__(self, strategy: AbstractSampler, problem: Problem, state: State) -> None:
         self.strategy, self.problem, self._state = strategy, problem, state
@@ -142,6 +146,8 @@ class _Sampling:
 
 class _Training:
     """A trainer at work; what it offers is evaluated with its weights of that moment."""
+
+    repeats = False
 
     def __init__(self, strategy: AbstractTrainer, problem: Problem, state: State, metrics: Metrics | None) -> None:
         self.training, self.problem, self.metrics = strategy.start(problem, state), problem, metrics
@@ -166,19 +172,31 @@ def _report(trial: Trial, progress: Callable[[Trial], object] | None) -> Trial:
 
 
 def _evaluated(
-    problem: Problem, archs: Sequence[Arch], first: int, seed: int, executor: Executor | None
+    problem: Problem,
+    archs: Sequence[Arch],
+    first: int,
+    seed: int,
+    executor: Executor | None,
+    paid_for: Mapping[Arch, Trial],
 ) -> Iterator[Trial]:
-    """The trials of archs in their order, each as soon as it and those before it are done."""
+    """The trials of archs in their order, each as soon as it and those before it are done.
+
+    None is evaluated twice, nor one that an earlier trial, or a run that was killed, has paid for.
+    """
+    known = dict(paid_for)
     if executor is None:
         for number, arch in enumerate(archs, first):
-            yield problem.evaluate(arch, number, seed)
+            if arch not in known:
+                known[arch] = problem.evaluate(arch, number, seed)
+            yield replace(known[arch], number=number)
         return
-    futures = [executor.submit(problem.evaluate, arch, number, seed) for number, arch in enumerate(archs, first)]
+    new = [arch for arch in dict.fromkeys(archs) if arch not in known]
+    futures = {arch: executor.submit(problem.evaluate, arch, 0, seed) for arch in new}
     try:
-        for future in futures:
-            yield future.result()
+        for number, arch in enumerate(archs, first):
+            yield replace(known.get(arch) or futures[arch].result(), number=number)
     finally:
-        for future in futures:
+        for future in futures.values():
             future.cancel()
 
 

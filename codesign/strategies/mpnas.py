@@ -50,9 +50,10 @@ class MPNAS(AbstractTrainer):
         Weight of the policy's entropy (in nats, the mean over fields), which falls linearly to 0.
     weight_learning_rate : float
         Peak rate of the shared weights while they are trained on.
-    fill : float
-        What is offered is given larger values again where the limits leave room and the policy gives them more than
-        this probability (`Problem.fill`). 1: nothing is.
+    fill : float or None
+        What is offered is given larger values again while the limits leave room, first those that take least of it for
+        their probability (`Problem.fill`), in a policy that is even to this share. So what is next to free, as a skip
+        is, is taken on little evidence. None: nothing is filled up.
 
     Notes
     -----
@@ -95,7 +96,7 @@ class MPNAS(AbstractTrainer):
     ramp: float = 0.5
     entropy: float = 0.01
     weight_learning_rate: float = 0.01
-    fill: float = 0.1
+    fill: float | None = 0.1
 
     def __post_init__(self) -> None:
         for name, known in (("task", ("gumbel", "reinforce")), ("cost", ("reinforce", "expected"))):

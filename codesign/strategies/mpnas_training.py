@@ -77,11 +77,13 @@ class Training(AbstractTraining):
 
     def offer(self, n: int) -> list[Arch]:
         rows = [self.logits.argmax(axis=1), *draw(self.logits, n - 1, self.rng)]
-        n_fields = sum(len(choice.fields) for choice in self.network.space.choices)
-        policy = probabilities(self.logits)
-        policy[n_fields:] = 0.0  # a larger chip serves no network
         archs = [self.problem.project(self.problem.space.join(row), self.rng) for row in rows]
-        return [self.problem.fill(arch, policy, self.strategy.fill) for arch in archs]
+        if self.strategy.fill is None:
+            return archs
+        even = probabilities(even_logits(self.problem.space))
+        policy = (1 - self.strategy.fill) * probabilities(self.logits) + self.strategy.fill * even
+        policy[sum(len(choice.fields) for choice in self.network.space.choices) :] = 0.0  # larger chips serve no network
+        return [self.problem.fill(arch, policy) for arch in archs]
 
     def accuracy(self) -> SupernetAccuracy:
         return SupernetAccuracy(copy.deepcopy(self.network), statistics_of(self.data.train), self.data.search)

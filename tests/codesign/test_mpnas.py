@@ -327,6 +327,17 @@ def test_every_network_offered_meets_the_limits_by_a_full_simulation_and_the_lik
     assert best_trial(trials).metrics["error"] == min(trial.metrics["error"] for trial in trials)
 
 
+def test_what_is_next_to_free_is_offered_against_a_policy_that_holds_little_of_it():
+    """A policy for small blocks without skips, and limits with some room: skips come before anything that costs more."""
+    logits = np.where(np.isfinite(even_logits(SPACE)), -6.0 * np.arange(even_logits(SPACE).shape[1]), -np.inf)
+    skips = {}
+    for fill in (None, 0.1):
+        step = training(problem({"energy_j": 0.4}), MPNAS(**SHORT, fill=fill))
+        step.logits = logits.copy()
+        skips[fill] = [block.skip for block in SPACE.blocks(step.offer(1)[0])]
+    assert not any(skips[None]) and all(skips[0.1])
+
+
 @each_trainer
 def test_same_seed_same_trials_and_another_seed_others(name):
     first, again, other = (

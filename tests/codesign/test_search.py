@@ -191,6 +191,20 @@ def test_an_evaluation_that_fails_keeps_the_trials_before_it(tmp_path):
     assert trials == search(problem(), Random(), 20, batch_size=5)
 
 
+@pytest.mark.parametrize("pool", [None, ThreadPoolExecutor])
+def test_no_candidate_is_paid_for_twice_by_the_lives_of_a_run(tmp_path, pool):
+    toy, calls = problem(), []
+    counting = replace(toy, accuracy=FailsAt(toy.accuracy, calls, 1000))
+    executor = pool and pool(2)
+    for n in (50, 100):
+        trials = search(counting, Reinforce(learning_rate=4.0), n, 0, tmp_path, executor, resume=True)
+    distinct = {trial.arch for trial in trials}
+    assert len(distinct) < 70 and len(calls) == len(distinct)
+    assert trials == search(toy, Reinforce(learning_rate=4.0), 100, 0)
+    for trial in trials:
+        assert toy.evaluate(trial.arch, trial.number) == trial
+
+
 def test_the_configuration_on_disk_holds_the_whole_problem(uninterrupted):
     config = json.loads(uninterrupted["config.json"])
     assert config["strategy"]["learning_rate"] == 0.7 and config["seed"] == 3
