@@ -148,7 +148,8 @@ def train(
     Parameters
     ----------
     network : nn.Module
-        On any device; batches follow it there.
+        On any device; batches follow it there. Where it gives several outputs, as those with auxiliary heads do while
+        they are trained, the first one counts.
     data : Images
     epochs : int
         Passes over the data; what is left of the last batch of each is dropped.
@@ -279,6 +280,8 @@ class _Trainer:
             images = images.contiguous(memory_format=torch.channels_last)
         with self.recipe.precision.autocast(self.device):
             scores = self.network(images)
+        if not isinstance(scores, Tensor):  # auxiliary heads follow
+            scores = scores[0]
         labels = self.data.labels[batch].to(self.device)
         loss = functional.cross_entropy(scores.float(), labels, label_smoothing=self.recipe.label_smoothing)
         value = loss.item()

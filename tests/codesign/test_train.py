@@ -87,6 +87,22 @@ def test_training_learns_and_is_repeatable(data):
     assert results[0]["error"] < 0.3  # chance is 0.9
 
 
+class WithAuxiliaryHead(torch.nn.Module):
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        scores = self.network(x)
+        return (scores, scores.detach() - 1) if self.training else scores
+
+
+def test_of_several_outputs_the_first_one_is_trained(data):
+    plain, several = digits_net(0), WithAuxiliaryHead(digits_net(0))
+    assert train(plain, data.search, 1, 0.01, 0)[0]["loss"] == train(several, data.search, 1, 0.01, 0)[0]["loss"]
+    assert all(map(torch.equal, plain.parameters(), several.parameters()))
+
+
 def test_training_with_quantizers_in_the_loop_mends_what_few_bits_break(data):
     net = digits_net(0)
     train(net, data.train, 3, 0.01, seed=5)
