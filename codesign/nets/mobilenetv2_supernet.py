@@ -94,9 +94,15 @@ class SharedBatchNorm(nn.Module):
         share = 1.0 / int(kept.num_batches_tracked) if kept.momentum is None else kept.momentum
         return batch_moments(x, weight, bias, kept, share, kept.eps)
 
-    def soft(self, x: Tensor, weights: Tensor) -> Tensor:
-        """Normalise all channels by the moments of this batch, which are not kept, and mix scales and shifts."""
-        return batch_moments(x, weights @ self.scale, weights @ self.shift, None, 0.0, self.statistics[0].eps)
+    def soft(self, x: Tensor, weights: Tensor, apart: int = 0) -> Tensor:
+        """Normalise all channels by the moments of this batch, which are not kept, and mix scales and shifts.
+
+        So many of the last channels are those that the first option has ``apart`` from the others.
+        """
+        scale, shift = weights @ self.scale, weights @ self.shift
+        if apart:
+            scale, shift = torch.cat([scale, self.scale[0, :apart]]), torch.cat([shift, self.shift[0, :apart]])
+        return batch_moments(x, scale, shift, None, 0.0, self.statistics[0].eps)
 
 
 class SharedBlock(nn.Module):
@@ -112,29 +118,38 @@ class SharedBlock(nn.Module):
             self.expand = SharedLayer((widest, shape.in_channels, 1, 1), bits)
             self.expand_norm = SharedBatchNorm(widths)
             self.depthwise_inputs = Quantizers(bits)  # not signed, as the inputs of a block are
-        self.depthwise = SharedLayer((widest, 1, kernel, kernel), bits, groups=widest)
+        # Filters of the block's input have nothing in common with those of what is computed from it.
+        self.apart = shape.in_channels if space.expansions[0] == 1 and widest > shape.in_channels else 0
+        channels = widest + self.apart
+        self.depthwise = SharedLayer((channels, 1, kernel, kernel), bits, groups=channels)
         self.depthwise_norm = SharedBatchNorm(widths)
-        self.project = SharedLayer((shape.out_channels, widest, 1, 1), bits)
+        self.project = SharedLayer((shape.out_channels, channels, 1, 1), bits)
         # What leaves a block is about as large with a skip as without, since the next block's quantizers see both.
         scales = [FIRST_SCALE if skipped else 1.0 for skipped in space.skips]
         self.project_norm = SharedBatchNorm([shape.out_channels] * (len(widths) * len(scales)), scales * len(widths))
         self.inputs, self.project_inputs = Quantizers(input_bits), Quantizers(bits)
         self.pool = pooling(shape.stride)
 
+    def hidden(self, expansion: int) -> slice:
+        """The channels that an option filters: the first ones, or without an expansion the last."""
+        if expansion == 1 and self.apart:
+            return slice(-self.apart, None)
+        return slice(self.shape.in_channels * expansion)
+
     def forward(self, x: Tensor, block: Block) -> Tensor:
-        """One option: the first channels, the centre of the kernel."""
+        """One option: some of the channels, the centre of the kernel."""
         width, w_bits, a_bits = self.expansions.index(block.expansion), block.weight_bits, block.input_bits
-        hidden, cut = self.shape.in_channels * block.expansion, (self.kernel_sizes[-1] - block.kernel_size) // 2
+        hidden, cut = self.hidden(block.expansion), (self.kernel_sizes[-1] - block.kernel_size) // 2
         x = y = self.inputs(x, a_bits)
         if block.expansion > 1:
-            y = functional.conv2d(y, self.expand.quantizers(self.expand.weight[:hidden], w_bits))
+            y = functional.conv2d(y, self.expand.quantizers(self.expand.weight[hidden], w_bits))
             y = functional.relu6(self.expand_norm(y, width))
             y = self.depthwise_inputs(y, a_bits)
-        kernel = self.depthwise.weight[:hidden, :, cut : self.kernel_sizes[-1] - cut, cut : self.kernel_sizes[-1] - cut]
+        kernel = self.depthwise.weight[hidden, :, cut : self.kernel_sizes[-1] - cut, cut : self.kernel_sizes[-1] - cut]
         kernel = self.depthwise.quantizers(kernel, w_bits)
-        y = functional.conv2d(y, kernel, None, self.shape.stride, block.kernel_size // 2, groups=hidden)
+        y = functional.conv2d(y, kernel, None, self.shape.stride, block.kernel_size // 2, groups=len(kernel))
         y = self.project_inputs(functional.relu6(self.depthwise_norm(y, width)), a_bits)
-        y = functional.conv2d(y, self.project.quantizers(self.project.weight[:, :hidden], w_bits))
+        y = functional.conv2d(y, self.project.quantizers(self.project.weight[:, hidden], w_bits))
         y = self.project_norm(y, width * len(self.skips) + self.skips.index(block.skip))
         return y + skip(x, self.shape.out_channels, self.pool) if block.skip else y
 
@@ -143,27 +158,33 @@ class SharedBlock(nn.Module):
         by_expansion, by_kernel, by_skip, w_bits, a_bits = relaxed
         channels, kernel = self.shape.in_channels, self.kernel_sizes[-1]
         x = y = self.inputs(x, a_bits)
+        expanded = _expanded(by_expansion) if self.apart else by_expansion
         if self.expansions[-1] > 1:
             y = functional.conv2d(y, self.expand.quantizers(self.expand.weight, w_bits))
-            y = functional.relu6(self.expand_norm.soft(y, by_expansion))
+            y = functional.relu6(self.expand_norm.soft(y, expanded))
             y = self.depthwise_inputs(y, a_bits)
-            if self.expansions[0] == 1:  # without an expansion the first channels are the block's input
-                first = y[:, :channels] + by_expansion[0] * (x - y[:, :channels])
-                y = torch.cat([first, y[:, channels:]], dim=1)
+        if self.apart:
+            y = torch.cat([y, x], dim=1)
         rings = _at_least(by_kernel, _rings(kernel, self.kernel_sizes, by_kernel))
         weight = self.depthwise.quantizers(self.depthwise.weight, w_bits) * rings
         y = functional.conv2d(y, weight, None, self.shape.stride, kernel // 2, groups=len(weight))
-        y = self.project_inputs(functional.relu6(self.depthwise_norm.soft(y, by_expansion)), a_bits)
+        y = self.project_inputs(functional.relu6(self.depthwise_norm.soft(y, expanded, self.apart)), a_bits)
         # The channel mask stands after the normalisation, which would undo it, and the quantizer: on the weights.
-        steps = torch.arange(y.shape[1], device=y.device) // channels
-        mask = _at_least(
-            by_expansion, torch.bucketize(steps, torch.tensor(self.expansions, device=y.device), right=True)
-        )
+        steps = torch.arange(y.shape[1] - self.apart, device=y.device) // channels
+        first = torch.bucketize(steps, torch.tensor(self.expansions, device=y.device), right=True)
+        mask = _at_least(by_expansion, first.clamp(min=1) if self.apart else first)
+        mask = torch.cat([mask, by_expansion[:1].expand(self.apart)])
         y = functional.conv2d(y, self.project.quantizers(self.project.weight, w_bits) * mask[:, None, None])
         y = self.project_norm.soft(y, torch.outer(by_expansion, by_skip).flatten())
         if 1 not in self.skips:
             return y
         return y + by_skip[self.skips.index(1)] * skip(x, self.shape.out_channels, self.pool)
+
+
+def _expanded(by_expansion: Tensor) -> Tensor:
+    """The weights of the options with an expansion among themselves, and 0 for the one without."""
+    others = by_expansion[1:] / by_expansion[1:].sum().clamp(min=1e-6)
+    return torch.cat([torch.zeros_like(by_expansion[:1]), others])
 
 
 def _at_least(weights: Tensor, index: Tensor) -> Tensor:
@@ -191,9 +212,9 @@ class Supernet(nn.Module):
     Notes
     -----
     A candidate *slices* the weights: the first channels, the centre of the largest kernel; so its step costs what the
-    network alone costs. A relaxed network, in which every field of an option has weights :math:`d` instead of a value,
+    network alone costs. A block without an expansion filters its input, with channels of its own behind the others. A relaxed network, in which every field of an option has weights :math:`d` instead of a value,
     *masks* them: with one convolution a layer, at the largest size, whatever the number of options. Channel :math:`c`
-    of the hidden ones has :math:`\sum_m d_m [c < m C]`, after BatchNorm; a tap of the kernel the sum over the kernel
+    of the expanded ones has :math:`\sum_m d_m [c < m C]`, after BatchNorm; a tap of the kernel the sum over the kernel
     sizes that have it; operands are mixtures :math:`\sum_b d_b\, q_b(x)` of quantized copies of one tensor; and the
     skip is gated by its weight.
 
@@ -325,9 +346,10 @@ class Supernet(nn.Module):
                 _copy_layer(block.expand, shared.expand, inputs)
                 _copy_norm(block.expand_norm, shared.expand_norm, width)
                 inputs = shared.depthwise_inputs
-            _copy_layer(block.depthwise, shared.depthwise, inputs)
+            hidden = shared.hidden(option.expansion)
+            _copy_layer(block.depthwise, shared.depthwise, inputs, rows=hidden)
             _copy_norm(block.depthwise_norm, shared.depthwise_norm, width)
-            _copy_layer(block.project, shared.project, shared.project_inputs)
+            _copy_layer(block.project, shared.project, shared.project_inputs, columns=hidden)
             option_of_sum = width * len(self.space.skips) + self.space.skips.index(option.skip)
             _copy_norm(block.project_norm, shared.project_norm, option_of_sum)
         _copy_layer(network.head, self.head, self.head_inputs)
@@ -347,13 +369,15 @@ class Candidate(nn.Module):
         return self.supernet(x, self.arch)
 
 
-def _copy_layer(layer: Any, shared: SharedLayer, inputs: Quantizers) -> None:
-    """Weights and quantizers of one layer of a candidate."""
+def _copy_layer(
+    layer: Any, shared: SharedLayer, inputs: Quantizers, rows: slice | None = None, columns: slice | None = None
+) -> None:
+    """Weights and quantizers of one layer of a candidate; by default the first rows and columns."""
     weight = shared.weight
     if weight.ndim == 4:
-        rows, columns, kernel, _ = layer.weight.shape
+        n_rows, n_columns, kernel, _ = layer.weight.shape
         cut = (weight.shape[2] - kernel) // 2
-        weight = weight[:rows, :columns, cut : cut + kernel, cut : cut + kernel]
+        weight = weight[rows or slice(n_rows), columns or slice(n_columns), cut : cut + kernel, cut : cut + kernel]
     layer.weight.copy_(weight)
     if layer.bias is not None:
         layer.bias.copy_(shared.bias)
