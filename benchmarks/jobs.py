@@ -83,7 +83,16 @@ class Jobs(ABC):
             raise TimeUp
 
     def run(self, minutes: float) -> bool:
-        """Do the first job that nobody has done or is doing, again and again; whether all are done."""
+        """Do the first job that nobody has done or is doing, again and again; whether all are done.
+
+        Raises
+        ------
+        ValueError
+            Where the file holds results of other settings.
+        """
+        about = json.loads(json.dumps(self.about))
+        if self.path.exists() and json.loads(self.path.read_bytes())["preset"] != about:
+            raise ValueError(f"{self.path}: it must hold results of these settings to be added to, but holds others'.")
         self._end = time.monotonic() + 60 * minutes
         while time.monotonic() < self._end:
             done, waiting = self.results, 0
