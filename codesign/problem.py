@@ -294,6 +294,38 @@ class Problem:
             low, high = (low, middle) if self.feasible(point(middle)) else (middle, high)
         return point(high)
 
+    def lower(self, arch: Arch, policy: Floats, rng: np.random.Generator) -> Arch:
+        """A candidate below ``arch`` that meets every limit; ``arch`` itself where it does.
+
+        Parameters
+        ----------
+        arch : tuple of int
+        policy : ndarray, shape (n_fields, n_values)
+            Probability of each value of each field (`AbstractSpace.split`).
+        rng : numpy.random.Generator
+            For `project`, where no smaller value of a single field helps.
+
+        Notes
+        -----
+        One field at a time is lowered by one value, each time the one that loses the policy least probability for what
+        it takes off the excess over the limits.
+        """
+        best = np.array(self.space.split(arch))
+        above = np.cumsum(policy[:, ::-1], axis=1)[:, ::-1]  # of a value and larger ones
+        used = self.usages([arch])[0] if self.limits else np.zeros(1)
+        while _excess(used) > 0:
+            down = np.flatnonzero(best > 0)
+            usages = self.usages([self.space.join(best - (np.arange(len(best)) == i)) for i in down])
+            saved = _excess(used) - _excess(usages)
+            helps = saved > 0
+            if not helps.any():
+                break
+            price = np.full(len(down), math.inf)
+            price[helps] = above[down, best[down]][helps] / saved[helps]
+            best[down[price.argmin()]] -= 1
+            used = usages[price.argmin()]
+        return self.project(self.space.join(best), rng)
+
     def fill(self, arch: Arch, policy: Floats, least: float = 0.0) -> Arch:
         """A candidate above ``arch``, which meets every limit, that makes use of the room that limits leave.
 
@@ -401,6 +433,11 @@ class Problem:
                 if value < lowest:
                     best, lowest, improved = arch, value, True
         return tuple(best.tolist())
+
+
+def _excess(usages: Floats) -> Floats:
+    """By how much limits are exceeded in all; shape (..., n_limits) to (...)."""
+    return np.maximum(np.minimum(usages, 1e9) - 1, 0.0).sum(axis=-1)
 
 
 def _over(usage: Mapping[str, float]) -> dict[str, float]:

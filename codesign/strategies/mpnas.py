@@ -72,7 +72,7 @@ class MPNAS(AbstractTrainer):
 
     The slides give neither :math:`\lambda`, :math:`k`, temperatures, baseline, optimiser nor batch size: all are
     parameters here. :math:`\lambda` follows what PLiNIO does for a hinge. What is offered for evaluation is the most
-    likely network and samples, each moved within the limits (`Problem.project`), so every trial is feasible, and then
+    likely network and samples, each moved within the limits (`Problem.lower`), so every trial is feasible, and then
     filled up, as the hinge leaves room below a limit.
 
     References

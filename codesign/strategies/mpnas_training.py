@@ -77,11 +77,12 @@ class Training(AbstractTraining):
 
     def offer(self, n: int) -> list[Arch]:
         rows = [self.logits.argmax(axis=1), *draw(self.logits, n - 1, self.rng)]
-        archs = [self.problem.project(self.problem.space.join(row), self.rng) for row in rows]
+        share = self.strategy.fill or 0.0
+        even = probabilities(even_logits(self.problem.space))
+        policy = (1 - share) * probabilities(self.logits) + share * even
+        archs = [self.problem.lower(self.problem.space.join(row), policy, self.rng) for row in rows]
         if self.strategy.fill is None:
             return archs
-        even = probabilities(even_logits(self.problem.space))
-        policy = (1 - self.strategy.fill) * probabilities(self.logits) + self.strategy.fill * even
         policy[sum(len(choice.fields) for choice in self.network.space.choices) :] = 0.0  # larger chips serve no network
         return [self.problem.fill(arch, policy) for arch in archs]
 

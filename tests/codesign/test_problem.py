@@ -123,6 +123,27 @@ class Contended(Roofline):
         return [*layers, max(layers, key=lambda cost: cost.latency_s)]
 
 
+def test_what_is_over_a_limit_loses_first_what_the_policy_holds_little_of():
+    toy = problem(limit=0.5)
+    rng = np.random.default_rng(0)
+    for _ in range(10):
+        start = toy.space.sample(rng)
+        lowered = np.array(toy.lower(start, rng.dirichlet(np.ones(3), size=6), rng))
+        assert toy.feasible(tuple(lowered)) and (lowered <= start).all()
+        assert not toy.feasible(start) or tuple(lowered) == start
+    start, certain = (2,) * 6, np.tile((0.0, 0.0, 1.0), (6, 1))
+    certain[4] = (1.0, 0.0, 0.0)  # the rest is certain to be 2
+    singles = [tuple(2 - int(i == j) for j in range(6)) for i in range(6)]
+    usages = toy.usages([start, *singles])[:, 0] * toy.limits["energy_j"]
+    tight = dataclasses.replace(toy, limits={"energy_j": usages[5]})
+    assert tight.lower(start, certain, rng) == singles[4]
+    even = np.full((6, 3), 1 / 3)
+    tight = dataclasses.replace(toy, limits={"energy_j": usages[1:].min()})
+    assert tight.lower(start, even, rng) == singles[int(usages[1:].argmin())]  # of equal ones what saves most
+    free = problem(limit=None)
+    assert free.lower(start, even, rng) == start
+
+
 def test_filling_leaves_no_room_that_the_policy_would_use():
     toy = problem(limit=0.5)
     rng = np.random.default_rng(0)
