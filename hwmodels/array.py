@@ -39,8 +39,8 @@ class Steps(NamedTuple):
 class ArrayModel(Protocol):
     """A chip that the mapping kernel prices.
 
-    It may also have ``run_kernel(rows, resident)`` in place of that of this file, ``describe(ints)`` in place of
-    `mapper.describe`, and ``held(layer)``, the layer with its operands as wide as the buffers hold them.
+    It may also have ``run_kernel(rows, resident)`` in place of that of this file, ``describe_mapping(ints)`` in place
+    of `mapper.describe`, and ``held(layer)``, the layer with its operands as wide as the buffers hold them.
     """
 
     @property
@@ -98,7 +98,7 @@ def call_kernel(
 def _packed_costs(
     model: ArrayModel, ints: NDArray[np.int64], floats: NDArray[np.float64], index: NDArray[np.int64]
 ) -> PackedCosts:
-    return PackedCosts(ints, floats, index, model.clock_hz, getattr(model, "describe", mapper.describe))
+    return PackedCosts(ints, floats, index, model.clock_hz, getattr(model, "describe_mapping", mapper.describe))
 
 
 def price(model: ArrayModel, workload: Workload, resident: Sequence[Sequence[str]] | None = None) -> PackedCosts:

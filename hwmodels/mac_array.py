@@ -298,7 +298,7 @@ class MacArray:
         own_width = self.packing == "all" or (self.packing == "dram" and serial)
         return bits if own_width else self.slices(bits) * self.native_bits
 
-    def describe(self, ints: list[int]) -> str:
+    def describe_mapping(self, ints: list[int]) -> str:
         """The mapping of one row of results, for people: passes or serial cycles included."""
         from hwmodels import mac_kernel
 

@@ -212,11 +212,12 @@ class Supernet(nn.Module):
     Notes
     -----
     A candidate *slices* the weights: the first channels, the centre of the largest kernel; so its step costs what the
-    network alone costs. A block without an expansion filters its input, with channels of its own behind the others. A relaxed network, in which every field of an option has weights :math:`d` instead of a value,
-    *masks* them: with one convolution a layer, at the largest size, whatever the number of options. Channel :math:`c`
-    of the expanded ones has :math:`\sum_m d_m [c < m C]`, after BatchNorm; a tap of the kernel the sum over the kernel
-    sizes that have it; operands are mixtures :math:`\sum_b d_b\, q_b(x)` of quantized copies of one tensor; and the
-    skip is gated by its weight.
+    network alone costs. A block without an expansion filters its input, with channels of its own behind the others. A
+    relaxed network, in which every field of an option has weights :math:`d` instead of a value, *masks* them: with one
+    convolution a layer, at the largest size, whatever the number of options. Channel :math:`c` of the expanded ones
+    has :math:`\sum_m d_m [c < m C]`, after BatchNorm; a tap of the kernel the sum over the kernel sizes that have it;
+    operands are mixtures :math:`\sum_b d_b\, q_b(x)` of quantized copies of one tensor; and the skip is gated by its
+    weight.
 
     Steps are learned, one for each tensor and bitwidth. A block's inputs may be negative, so their quantizers are
     signed; those behind a ReLU6 are not.

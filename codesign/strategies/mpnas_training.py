@@ -83,7 +83,8 @@ class Training(AbstractTraining):
         archs = [self.problem.lower(self.problem.space.join(row), policy, self.rng) for row in rows]
         if self.strategy.fill is None:
             return archs
-        policy[sum(len(choice.fields) for choice in self.network.space.choices) :] = 0.0  # larger chips serve no network
+        n_fields = sum(len(choice.fields) for choice in self.network.space.choices)
+        policy[n_fields:] = 0.0  # a larger chip serves no network
         return [self.problem.fill(arch, policy) for arch in archs]
 
     def accuracy(self) -> SupernetAccuracy:

@@ -149,6 +149,13 @@ def test_network_and_chip_are_chosen_together(codesign):
     assert result["limits"]["area_mm2"]["usage"] <= 1
 
 
+@pytest.mark.parametrize("chip", ["int8-array", "stripes"])
+def test_a_search_runs_on_arrays_of_other_kinds(codesign, chip):
+    assert codesign(f"{MPNAS} --hardware {chip} --out a")[0] == 0
+    run = load_run("a")
+    assert run.spec.problem().price(run.trial("best").arch).energy_j <= run.limits["energy_j"]
+
+
 @pytest.mark.slow
 def test_a_search_that_is_killed_twice_goes_on_to_the_same_result(codesign, tmp_path):
     import torch

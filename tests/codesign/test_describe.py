@@ -1,15 +1,17 @@
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 
 import numpy as np
+import pytest
 import torch
 from toys import Roofline, problem
 
 from codesign.describe import describe, differences, digest, versions
 from codesign.strategies import Random, Reinforce
+from hwmodels import HARDWARE
 
 
 def test_equal_configurations_have_equal_descriptions_and_others_not():
@@ -33,6 +35,15 @@ def test_arrays_and_weights_are_told_apart_by_their_content():
     assert digest(np.zeros((2, 3))) != digest(np.zeros((3, 2)))
     torch.manual_seed(0)
     assert describe(torch.nn.Linear(2, 2)) != describe(torch.nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("name", HARDWARE)
+def test_every_chip_is_described_by_its_fields(name):
+    chip = HARDWARE[name]() if callable(HARDWARE[name]) else HARDWARE[name]
+    assert describe(chip) == {
+        "type": f"{type(chip).__module__}.{type(chip).__qualname__}",
+        **{field.name: describe(getattr(chip, field.name)) for field in fields(chip)},
+    }
 
 
 def test_a_value_may_describe_itself():

@@ -328,7 +328,7 @@ def test_every_network_offered_meets_the_limits_by_a_full_simulation_and_the_lik
 
 
 def test_what_is_next_to_free_is_offered_against_a_policy_that_holds_little_of_it():
-    """A policy for small blocks without skips, and limits with some room: skips come before anything that costs more."""
+    """A policy for small blocks without skips, and a limit with some room: skips come before what costs more."""
     logits = np.where(np.isfinite(even_logits(SPACE)), -6.0 * np.arange(even_logits(SPACE).shape[1]), -np.inf)
     skips = {}
     for fill in (None, 0.1):
