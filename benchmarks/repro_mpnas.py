@@ -77,8 +77,8 @@ class Preset:
     learning_rate: float = 0.1
     batch_size: int = 64
     seeds: tuple[int, ...] = (0, 1, 2)
-    #: Energy, in shares of that of the fixed network at 8 bits: what it takes at 2, 4, 6 and 8 bits, over 1.5.
-    limits: tuple[float, ...] = (0.22, 0.357, 0.535, 0.666)
+    #: Energy, in shares of that of the fixed network at 8 bits: what it takes at 2, 4, 6 and 8 bits over 1.5, and at 6.
+    limits: tuple[float, ...] = (0.22, 0.357, 0.535, 0.666, 0.8)
     knapsack_limits: tuple[float, ...] = (0.36, 0.54, 0.8)
     chip: BitFusion = dataclasses.field(default_factory=BitFusion)
     chip_fields: tuple[tuple[str, tuple[int, ...]], ...] = (("rows", (8, 16, 32)), ("dram_bits_per_cycle", (64, 192)))

@@ -52,6 +52,9 @@ class SupernetTraining:
         The candidates of a step: one drawn uniformly; or one whose blocks resemble each other, as those of good
         networks do; or the largest, the smallest and two drawn uniformly; or as many as the field with most values
         has, among which each value of a field is equally frequent. Gradients of several are averaged.
+    largest : float
+        For ``coherent``, the probability that all fields of a kind keep their largest value also when they are
+        released. So large networks, and those with skips, are trained as far beside small ones as they would be alone.
     clip_norm : float
         Largest norm of the gradient.
     precision : Precision
@@ -81,6 +84,7 @@ class SupernetTraining:
     momentum: float = 0.9
     weight_decay: float = 1e-4
     sampling: Literal["uniform", "coherent", "sandwich", "fair"] = "coherent"
+    largest: float = 0.5
     clip_norm: float = 1.0
     precision: Precision = field(default_factory=Precision)
     checkpoint_steps: int = 200
@@ -96,6 +100,8 @@ class SupernetTraining:
                 "SupernetTraining: float_epochs must not be negative and learning_rate must be positive, got "
                 f"{self.float_epochs} and {self.learning_rate}."
             )
+        if not 0 <= self.largest < 1:
+            raise ValueError(f"SupernetTraining: largest must be at least 0 and below 1, got {self.largest}.")
 
     def freedom(self, space: AbstractSpace, progress: float) -> NDArray[np.float64]:
         """Probability that each field is drawn, when a share ``progress`` of all steps is done."""
@@ -104,7 +110,8 @@ class SupernetTraining:
         shapes = progress / (share * release) if share else 1.0
         bits = (progress - share) / ((1 - share) * release)
         are_bits = np.array([name.endswith("_bits") for name in space.field_names])
-        return np.clip(np.where(are_bits, bits, shapes), 0.0, 1.0)
+        most = 1.0 - self.largest if self.sampling == "coherent" else 1.0
+        return most * np.clip(np.where(are_bits, bits, shapes), 0.0, 1.0)
 
 
 class Stopped(FloatingPointError):

@@ -221,7 +221,7 @@ def test_fair_sampling_draws_each_value_of_a_field_equally_often():
 
 
 def test_shapes_are_released_before_bitwidths_and_the_largest_network_comes_first():
-    training = SupernetTraining(float_epochs=2, epochs=6, release=0.5)
+    training = SupernetTraining(float_epochs=2, epochs=6, release=0.5, largest=0.0)
     bits = np.array([name.endswith("_bits") for name in SPACE.field_names])
     freedom = {
         progress: training.freedom(SPACE, progress) for progress in (0.0, 0.0625, 0.125, 0.25, 0.4375, 0.625, 1.0)
@@ -233,6 +233,11 @@ def test_shapes_are_released_before_bitwidths_and_the_largest_network_comes_firs
     for rule in SAMPLING.values():
         first = rule(SPACE, np.random.default_rng(0), freedom[0.0])
         assert set(first) <= {SPACE.largest, SPACE.smallest}
+    for sampling, most in (("coherent", 0.7), ("fair", 1.0)):
+        training = SupernetTraining(float_epochs=2, epochs=6, release=0.5, sampling=sampling, largest=0.3)
+        assert training.freedom(SPACE, 1.0) == pytest.approx(np.full(len(SPACE.field_names), most))
+    with pytest.raises(ValueError, match="largest must be at least 0 and below 1, got 1"):
+        SupernetTraining(largest=1)
 
 
 # --- what candidates are worth ---------------------------------------------------------------------------------------
