@@ -124,7 +124,7 @@ def main() -> None:
         "that in bfloat16": in_bfloat16(IncrementalNetwork(task.network, graph, images, statistics, on_bytes=False)),
         "on bytes too": IncrementalNetwork(task.network, graph, images, statistics),
     }
-    lines = [f"| candidates | afresh, s | {' | '.join(list(runs)[1:])} |", "| --- " * 5 + "|"]
+    lines = [f"| candidates | afresh, s | {' | '.join(list(runs)[1:])} |", "| --- " * (len(runs) + 1) + "|"]
     record: dict[str, object] = {"images": args.images, "statistics": args.statistics, "threads": args.threads}
     labels, order = task.data.search.labels, {}
     for kind, candidates in walks(task, args.candidates).items():

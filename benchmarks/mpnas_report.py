@@ -200,6 +200,8 @@ class Report:
         groups = [[arm for arm in group if arm in flat] for group in (("uniform bits", "knapsack bits", *SEARCHED[:2]),
                                                                       ("mpnas", *SEARCHED[2:]))]  # fmt: skip
         groups = [group for group in groups if len(group) > 1]
+        if not groups:
+            return
         figure, axes = plt.subplots(
             2, len(groups), figsize=(6.5 * len(groups), 9), sharey=True, layout="constrained", squeeze=False
         )
