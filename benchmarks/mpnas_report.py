@@ -68,6 +68,12 @@ class Report:
         """All networks of an arm."""
         return [point for seed in self.arms.get(arm, {}).values() for point in seed]
 
+    def fronts(self, arm: str) -> dict[int, list[Point]]:
+        """The networks of an arm by seed, without seeds of which fewer are trained than of others."""
+        found = self.arms.get(arm, {})
+        most = max(map(len, found.values()), default=0)
+        return {seed: points for seed, points in found.items() if len(points) == most}
+
     def __str__(self) -> str:
         parts = self._targets(), self._networks(), self._against_fixed(), self._volumes(), self._effort()
         return "\n\n".join(part for part in parts if part)
@@ -87,8 +93,12 @@ class Report:
                     ratios = [f"{ratio:.2f}x" if np.isfinite(ratio) else "-" for ratio in medians]
                     rows.append((arm, fixed, f"{sum(gain >= 0 for gain in gains)} of {len(gains)}", ", ".join(ratios)))
         header = ("arm", "against", "networks that it dominates", "energy ratio at no less accuracy, cheapest first")
-        text = "## Targets\n\nOf medians over seeds: the front is to dominate every fixed network, at 1.5x less energy "
-        text += f"than uniform bits for the same accuracy.\n\n{_table(header, rows)}"
+        seeds = ", ".join(f"{arm} {len(self.fronts(arm))}" for arm in SEARCHED if arm in self.arms)
+        text = (
+            f"## Targets\n\nSeeds of which all networks are trained: {seeds}. Of medians over them: the front is to "
+            "dominate every fixed network, at 1.5x less energy than uniform bits for the same accuracy.\n\n"
+            f"{_table(header, rows)}"
+        )
         volumes = {arm: _median(self.volumes(arm)) for arm in SEARCHED if arm in self.arms}
         most = max((arm for arm in ("random", "nsga2") if arm in volumes), key=volumes.__getitem__, default=None)
         if most:
@@ -110,7 +120,7 @@ class Report:
     def _compared(self, arm: str, fixed: Mapping[int, Point]) -> tuple[list[float], list[float]]:
         """For each seed of an arm the points of accuracy gained at no more energy, and the energy ratio."""
         gains, ratios = [], []
-        for seed, found in self.arms.get(arm, {}).items():
+        for seed, found in self.fronts(arm).items():
             one = fixed.get(seed, fixed[min(fixed)])
             errors = [p["error"] for p in found if p["energy_j"] <= one["energy_j"]]
             energies = [p["energy_j"] for p in found if p["error"] <= one["error"]]
@@ -148,7 +158,7 @@ class Report:
         """Hypervolume of test error and energy share for each seed."""
         return [
             hypervolume([[p["error"], p["energy_j"] / self.whole_j] for p in found], REFERENCE)
-            for found in self.arms.get(arm, {}).values()
+            for found in self.fronts(arm).values()
         ]
 
     def _volumes(self) -> str:
@@ -192,7 +202,7 @@ class Report:
         from codesign.plots import plot_pareto
 
         runs = {
-            arm: [[_trial(p) for p in found] for found in self.arms[arm].values()]
+            arm: [[_trial(p) for p in found] for found in self.fronts(arm).values()]
             for arm in ("uniform bits", "knapsack bits", *SEARCHED)
             if arm in self.arms
         }

@@ -134,8 +134,13 @@ def keep(network: str, work: Path) -> ShootoutReport:
         f"```\n{report}\n```\n\n{ranking(report)}"
     )
     for kind in ("test", "tuned") if any(final.startswith("tuned") for final in report.finals) else ("test",):
-        figure, axes = plt.subplots(1, 2, figsize=(13, 4.6), layout="constrained")
-        for ax, metric in zip(axes, ("energy_j", "latency_s"), strict=True):
+        metrics = [metric for metric in ("energy_j", "latency_s") if report.compared(metric, kind)]
+        if not metrics:
+            continue
+        figure, axes = plt.subplots(
+            1, len(metrics), figsize=(6.5 * len(metrics), 4.6), layout="constrained", squeeze=False
+        )
+        for ax, metric in zip(axes[0], metrics, strict=True):
             report.plot(metric, kind, ax)
         path = RESULTS / f"{name}{'' if kind == 'test' else '_tuned'}.png"
         figure.savefig(path, dpi=120)

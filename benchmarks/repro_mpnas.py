@@ -7,7 +7,9 @@
 DATA holds ``cifar10.npz`` or torchvision's files, and Fashion-MNIST likewise. Work is cut into jobs; the result of each
 is kept in ``benchmarks/results/mpnas.json``, so a run that was stopped goes on, ``--minutes`` stops it by itself, and
 several processes may work side by side. Every job computes on one thread and is seeded: who does it, and when, does not
-matter. ``--preset full`` is the same at full width, all 22 blocks and all images, for a GPU (``--device cuda``).
+matter. Networks that other settings of the searches found stay in the file: trained alike, they count for Kendall's tau
+and the regression over networks. ``--preset full`` is the same at full width, all 22 blocks and all images, for a GPU
+(``--device cuda``).
 
 MP-NAS (Gong et al., ICCAD 2019) publishes its results as figures whose numbers are not in the text, so there is no
 printed figure to stand beside ours.
@@ -77,7 +79,7 @@ class Preset:
     learning_rate: float = 0.1
     batch_size: int = 64
     seeds: tuple[int, ...] = (0, 1, 2)
-    #: Energy, in shares of that of the fixed network at 8 bits: what it takes at 2, 4, 6 and 8 bits over 1.5, and at 6.
+    #: Energy, in shares of that of the fixed network at 8 bits: what it takes at 2, 4, 6, 8 bits over 1.5, and at 6.
     limits: tuple[float, ...] = (0.22, 0.357, 0.535, 0.666, 0.8)
     knapsack_limits: tuple[float, ...] = (0.36, 0.54, 0.8)
     chip: BitFusion = dataclasses.field(default_factory=BitFusion)
@@ -363,7 +365,8 @@ class Experiment(Jobs):
         slopes, *_ = np.linalg.lstsq(columns, error, rcond=None)
         r2 = 1 - np.var(error - columns @ slopes) / np.var(error)
         return (
-            f"\nOf the test error of these {len(finals)} networks, energy and the number of blocks without a skip "
+            f"\nOf the test error of {len(finals)} networks, those of other settings too, energy and the number of "
+            "blocks without a skip "
             f"explain R^2 = {r2:.2f}: twice the energy {slopes[1]:+.2f} points, each skip left out {slopes[2]:+.2f}. "
             f"Skips left out, mean by arm: {self._skips_left_out(data)}.\n"
         )

@@ -315,7 +315,7 @@ class Problem:
         used = self.usages([arch])[0] if self.limits else np.zeros(1)
         while _excess(used) > 0:
             down = np.flatnonzero(best > 0)
-            usages = self.usages([self.space.join(best - (np.arange(len(best)) == i)) for i in down])
+            usages = self._usages_of_steps(best, down, -1)
             saved = _excess(used) - _excess(usages)
             helps = saved > 0
             if not helps.any():
@@ -353,13 +353,17 @@ class Problem:
             up, worth = up[worth > least], worth[worth > least]
             if not up.size:
                 return self.space.join(best)
-            usages = self.usages([self.space.join(best + (np.arange(len(best)) == i)) for i in up])
+            usages = self._usages_of_steps(best, up, 1)
             worth = worth / np.maximum((usages - used).max(axis=1), 1e-9)
             worth[(usages > 1).any(axis=1)] = -math.inf
             if worth.max() == -math.inf:
                 return self.space.join(best)
             best[up[worth.argmax()]] += 1
             used = usages[worth.argmax()]
+
+    def _usages_of_steps(self, values: NDArray[np.int64], fields: NDArray[np.int64], by: int) -> Floats:
+        """How much of each limit candidates use that differ by one step of one field; shape (n_fields, n_limits)."""
+        return self.usages([self.space.join(values + by * (np.arange(len(values)) == i)) for i in fields])
 
     def reachable(self, metric: str) -> Reach:
         """The range of a metric over the space, limits left aside; exact where it is a sum over a table.

@@ -109,7 +109,7 @@ def search(
             batch = archs[: n_trials - len(trials)]
             known = logged[len(trials) : len(trials) + len(batch)]
             _check_replay(known, batch, out)
-            paid_for = {trial.arch: trial for trial in [*trials, *known]} if at_work.repeats else {}
+            paid_for = {trial.arch: trial for trial in [*trials, *known]} if at_work.scores_hold else {}
             fresh = _logged(
                 _evaluated(problem_now, batch[len(known) :], len(trials) + len(known), int(seed), executor, paid_for),
                 run,
@@ -128,7 +128,7 @@ def search(
 class _Sampling:
     """A sampler and its state."""
 
-    repeats = True  #: What was measured of a candidate holds for good.
+    scores_hold = True
 
     def __init__(self, strategy: AbstractSampler, problem: Problem, state: State) -> None:
         self.strategy, self.problem, self._state = strategy, problem, state
@@ -147,7 +147,7 @@ class _Sampling:
 class _Training:
     """A trainer at work; what it offers is evaluated with its weights of that moment."""
 
-    repeats = False
+    scores_hold = False
 
     def __init__(self, strategy: AbstractTrainer, problem: Problem, state: State, metrics: Metrics | None) -> None:
         self.training, self.problem, self.metrics = strategy.start(problem, state), problem, metrics

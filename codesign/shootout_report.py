@@ -93,9 +93,21 @@ class ShootoutReport:
         found = [of(row) for row in self.found if row["strategy"] == strategy and row["limit"] == limit]
         return [value for value in found if not math.isnan(value)]
 
+    def limits_on(self, metric: str) -> list[int]:
+        """The places of the limits on a metric."""
+        return [i for i, limit in enumerate(self.record["limits"]) if any(t.startswith(f"{metric}=") for t in limit)]
+
+    def compared(self, metric: str, kind: str = "test") -> bool:
+        """Whether errors of that kind are known under limits on a metric."""
+        return any(
+            self.values(name, i, lambda row: self.error(kind, row))
+            for name in self.strategies
+            for i in self.limits_on(metric)
+        )
+
     def hypervolumes(self, strategy: str, metric: str, kind: str = "test") -> list[float]:
         """For each seed that of error and a metric, over all limits on that metric, up to `REFERENCE`."""
-        on = [i for i, limit in enumerate(self.record["limits"]) if any(t.startswith(f"{metric}=") for t in limit)]
+        on = self.limits_on(metric)
         volumes = []
         for seed in range(self.record["seeds"]):
             rows = [r for r in self.found if r["strategy"] == strategy and r["seed"] == seed and r["limit"] in on]
@@ -223,7 +235,7 @@ class ShootoutReport:
         ]  # fmt: skip
         if points:
             ax.plot(*zip(*points, strict=True), color=GREY, marker="s", markersize=4, label="uniform bits", zorder=1)
-        on = [i for i, limit in enumerate(self.record["limits"]) if any(t.startswith(f"{metric}=") for t in limit)]
+        on = self.limits_on(metric)
         for n, name in enumerate(self.strategies):
             found = []
             for i in on:

@@ -139,6 +139,8 @@ def _draw(report: Any, folder: Path) -> None:
     kinds = ["test", *(["tuned"] if any(name.startswith("tuned") for name in report.finals) else [])]
     for metric in metrics:
         for kind in kinds:
+            if kind == "tuned" and not report.compared(metric, kind):
+                continue
             figure = report.plot(metric, kind).figure
             figure.savefig(folder / f"{metric.rpartition('_')[0]}{'' if kind == 'test' else '_tuned'}.png", dpi=130)
             plt.close(figure)

@@ -52,8 +52,8 @@ class MPNAS(AbstractTrainer):
         Peak rate of the shared weights while they are trained on.
     fill : float or None
         What is offered is given larger values again while the limits leave room, first those that take least of it for
-        their probability (`Problem.fill`), in a policy that is even to this share. So what is next to free, as a skip
-        is, is taken on little evidence. None: nothing is filled up.
+        their probability (`Problem.fill`), in a policy that is even to this share. So what costs little, as most skips
+        do, is taken on little evidence. None: nothing is filled up.
 
     Notes
     -----
