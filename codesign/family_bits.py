@@ -133,12 +133,11 @@ class BitsFamily(AbstractFamily):
         from codesign.network_task import NetworkTask
 
         settings, space = _settings(spec), self.space(spec)
-        network = self._quantized(spec, space, space.reference)
-        self._give_weights(spec, network)
+        network = self._quantized(spec, space, space.reference).to(place)
         self._check(spec, data)
         data = data.to(place)
         statistics = data.train.images[: settings.calibration]
-        network.to(place)
+        self._give_weights(spec, network, statistics)
         _calibrate(network, statistics)
         return NetworkTask(
             network, space, data, statistics if settings.renew_statistics else None, spec.supernet_training(),
@@ -156,9 +155,9 @@ class BitsFamily(AbstractFamily):
             return self._quantized(spec, self.space(spec), arch, only=True)
 
     def started(self, spec: RunSpec, run: Path, arch: Arch, data: Data) -> nn.Module:
-        network = self.network(spec, arch)
-        self._give_weights(spec, network)
-        _calibrate(network, data.train.images[: _settings(spec).calibration])
+        network, images = self.network(spec, arch), data.train.images[: _settings(spec).calibration]
+        self._give_weights(spec, network, images)
+        _calibrate(network, images)
         return network
 
     def layer_bits(self, spec: RunSpec, arch: Arch) -> dict[str, tuple[int, int]]:
@@ -208,12 +207,14 @@ class BitsFamily(AbstractFamily):
             input_quantizer=settings.input_quantizer, per_channel=settings.per_channel,
         )  # fmt: skip
 
-    def _give_weights(self, spec: RunSpec, network: nn.Module) -> None:
-        """The weights of the file; steps of quantizers are not in it."""
+    def _give_weights(self, spec: RunSpec, network: nn.Module, images: torch.Tensor) -> None:
+        """The weights of the file, BatchNorm taken out of them where it was folded. Steps are not in it."""
+        from codesign.quant import unfold_batchnorm
         from codesign.torch_networks import load_module, load_weights
 
         plain_network = load_module(str(spec.network), _settings(spec).classes)
         load_weights(plain_network, str(spec.weights), f"{spec.network}")
+        unfold_batchnorm(plain_network.to(images.device), images)
         network.load_state_dict(plain_network.state_dict(), strict=False)
 
     def _check(self, spec: RunSpec, data: Data) -> None:

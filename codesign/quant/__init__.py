@@ -1,6 +1,13 @@
 """Quantizers, quantized layers, calibration, integer execution."""
 
-from codesign.quant.convert import calibrate, quantize, quantized_layers, recalibrate_batchnorm, set_bits
+from codesign.quant.convert import (
+    calibrate,
+    quantize,
+    quantized_layers,
+    recalibrate_batchnorm,
+    set_bits,
+    unfold_batchnorm,
+)
 from codesign.quant.fake_quantization import Levels, fake_quantize
 from codesign.quant.layers import QuantConv2d, QuantizedLayer, QuantLinear
 from codesign.quant.quantizers import (
@@ -41,4 +48,5 @@ __all__ = [
     "quantized_layers",
     "recalibrate_batchnorm",
     "set_bits",
+    "unfold_batchnorm",
 ]

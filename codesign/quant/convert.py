@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -236,6 +237,74 @@ def recalibrate_batchnorm(module: nn.Module, images: Tensor, batch_size: int = 0
             if not norm.num_batches_tracked:
                 for name, buffer in buffers.items():
                     getattr(norm, name).copy_(buffer)
+
+
+@torch.no_grad()
+def unfold_batchnorm(module: nn.Module, images: Tensor, batch_size: int = 64) -> tuple[str, ...]:
+    r"""Take BatchNorm that was folded into the layers before it out of them again, so that it can be renewed.
+
+    A norm that was folded is left as the identity: means of 0, variances of one value. Renewing its statistics, or
+    training with those of batches, would undo what was folded. Here it is given the statistics of images, and factors
+    with which the function of the network stays as it is:
+
+    .. math:: \gamma' = a \sqrt{v + \epsilon}, \quad \beta' = b + a m, \quad \text{where the norm was} \quad
+              x \mapsto a x + b
+
+    and :math:`m`, :math:`v` are mean and variance of its inputs. Where networks come with their norms folded, what
+    renewed statistics mend of the errors of few bits is lost without it.
+
+    Parameters
+    ----------
+    module : nn.Module
+        In float. Norms that have statistics of their own are left alone, and those that have no factors, or do not run.
+    images : Tensor
+        Not of the test set.
+    batch_size : int
+        Images that run together.
+
+    Returns
+    -------
+    tuple of str
+        The norms that were taken out.
+    """
+    folded: dict[str, Any] = {name: norm for name, norm in module.named_modules() if _is_folded(norm)}
+    sums: dict[str, list[Tensor]] = {name: [] for name in folded}
+
+    def measure(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            found = torch.var_mean(args[0], [0, *range(2, args[0].dim())], correction=0)
+            variance, mean = (value.double() for value in found)
+            count = args[0].numel() / args[0].shape[1]
+            sums[name].append(count * torch.stack([torch.ones_like(mean), mean, variance + mean**2]))
+
+        return hook
+
+    hooks = [norm.register_forward_pre_hook(measure(name)) for name, norm in folded.items()]
+    try:
+        with mode(module, training=False):
+            for batch in images.split(batch_size) if folded else ():
+                module(batch)
+    finally:
+        for handle in hooks:
+            handle.remove()
+    ran = tuple(name for name in folded if sums[name])
+    for name in ran:
+        norm = folded[name]
+        count, mean, square = torch.stack(sums[name]).sum(dim=0)
+        mean, variance = mean / count, (square / count - (mean / count) ** 2).clamp_min(0)
+        a = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+        norm.bias += a * (mean - norm.running_mean)
+        norm.weight.copy_(a * (variance + norm.eps).sqrt())
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(variance)
+    return ran
+
+
+def _is_folded(norm: nn.Module) -> bool:
+    """Whether a module is a BatchNorm whose statistics say nothing."""
+    if not isinstance(norm, _BATCH_NORM) or norm.running_mean is None or not norm.affine:
+        return False
+    return bool((norm.running_mean == 0).all() and (norm.running_var == norm.running_var[0]).all())
 
 
 #: Their weights are no operands of a product.

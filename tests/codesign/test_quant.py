@@ -16,6 +16,7 @@ from codesign.quant import (
     quantized_layers,
     recalibrate_batchnorm,
     set_bits,
+    unfold_batchnorm,
 )
 
 
@@ -261,6 +262,57 @@ def test_recalibrated_statistics_are_those_of_the_data_averaged_over_batches():
     assert torch.allclose(net[1].running_var, by_batch.mean(dim=0), atol=1e-6)
     assert all(torch.equal(a, b) for a, b in zip(weights, net.parameters(), strict=True))
     assert net[1].momentum == nn.BatchNorm2d(4).momentum and net.training
+
+
+def folded(net, eps=0.0):
+    """A network of `network` with its norm folded into the convolution before it, and the identity in its place."""
+    net = copy.deepcopy(net).eval()
+    net[0] = nn.utils.fuse_conv_bn_eval(net[0], net[1])
+    net[1] = nn.BatchNorm2d(4).eval()
+    net[1].running_var.fill_(1 - eps)
+    return net
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-5])
+@pytest.mark.parametrize("batch_size", [32, 7])
+def test_batchnorm_taken_out_has_the_statistics_of_images_and_the_function_stays(eps, batch_size):
+    net = network()
+    recalibrate_batchnorm(net, IMAGES)
+    net = folded(net, eps)
+    before, inputs = net(IMAGES), net[0](IMAGES)
+    assert unfold_batchnorm(net, IMAGES, batch_size) == ("1",)
+    assert torch.allclose(net(IMAGES), before, atol=1e-6)
+    assert torch.allclose(net[1].running_mean, inputs.mean(dim=(0, 2, 3)), atol=1e-6)
+    assert torch.allclose(net[1].running_var, inputs.var(dim=(0, 2, 3), correction=0), atol=1e-6)
+    assert unfold_batchnorm(net, IMAGES) == ()  # it has statistics of its own now
+
+
+def test_a_folded_norm_can_be_renewed_once_it_is_taken_out():
+    net = network()
+    recalibrate_batchnorm(net, IMAGES)
+    net.eval()
+    with torch.no_grad():
+        net[1].weight.copy_(torch.tensor([0.3, 2.0, 1.0, 0.5]))
+        net[1].bias.copy_(torch.tensor([0.5, 0.0, -1.0, 2.0]))
+        right, lost = net(IMAGES), folded(net)
+        recalibrate_batchnorm(lost, IMAGES)
+        kept = folded(net)
+        unfold_batchnorm(kept, IMAGES)
+        kept[0].weight *= 0.9  # an error that renewed statistics mend
+        kept[0].bias *= 0.9
+        recalibrate_batchnorm(kept, IMAGES)
+    assert torch.allclose(kept(IMAGES), right, atol=2e-3)
+    assert not torch.allclose(lost(IMAGES), right, atol=2e-2)
+
+
+def test_norms_without_factors_or_with_statistics_and_norms_that_do_not_run_are_left_alone():
+    net = network()
+    recalibrate_batchnorm(net, IMAGES)
+    bare = nn.Sequential(nn.BatchNorm2d(2, affine=False), nn.InstanceNorm2d(2), *net, nn.LayerNorm(3))
+    bare[-1].aside = nn.BatchNorm2d(3)  # it does not run
+    before = copy.deepcopy(bare.state_dict())
+    assert unfold_batchnorm(bare, IMAGES) == ()
+    assert all(torch.equal(value, before[name]) for name, value in bare.state_dict().items())
 
 
 def test_layers_and_bits_that_are_not_there_are_named():
