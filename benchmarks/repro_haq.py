@@ -62,7 +62,7 @@ FIELDS = ("rows", "cols", "dram_bits_per_cycle", "clock_hz")
 #: Of the latency at 8 bits, as in the paper; where the chip cannot, this share of its range.
 LIMIT, SHARE = 0.6, 0.4
 #: The budget of a search: the image passes of so many evaluations. Most of it may go into sensitivities.
-EVALUATIONS, TRAINING_SHARE, BATCH = 150, 0.75, 10
+EVALUATIONS, TRAINING_SHARE, BATCH = 120, 0.75, 10
 STRATEGIES: dict[str, AbstractStrategy] = {"milp": Milp(pairs=False, checks=10), "haq": HAQ(), "random": Random()}
 UNIFORM = (8, 6, 5, 4)
 #: Forward passes a second of one core, as measured beside other work.
@@ -136,7 +136,7 @@ class HAQExperiment(Jobs):
     def budgeted(self, name: str, problem: Problem) -> tuple[AbstractStrategy, int, int]:
         """A strategy within the budget, how many candidates it evaluates, and the image passes of all."""
         each = self.task.evaluation_passes
-        strategy = STRATEGIES[name].spending(problem, int(TRAINING_SHARE * EVALUATIONS * each))
+        strategy = STRATEGIES[name].lasting(EVALUATIONS).spending(problem, int(TRAINING_SHARE * EVALUATIONS * each))
         training = strategy.training_passes(problem)
         n_trials = (EVALUATIONS * each - training) // each
         return strategy, n_trials, training + n_trials * each
