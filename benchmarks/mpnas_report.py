@@ -217,7 +217,8 @@ class Report:
         )
         for column, group in enumerate(groups):
             for row, x in enumerate(("energy_j", "latency_s")):
-                plot_pareto({arm: flat[arm] for arm in group}, x=x, y="error", ax=axes[row, column])
+                some = {arm: flat[arm] for arm in group}
+                plot_pareto(some, x=x, y="error", order=tuple(flat), ax=axes[row, column])
         figure.savefig(path, dpi=130)
         plt.close(figure)
 

@@ -31,6 +31,7 @@ def plot_pareto(
     color: str | None = None,
     limits: Limits | None = None,
     marks: Mapping[str, Mapping[str, float]] | None = None,
+    order: Sequence[str] = (),
     ax: Axes | None = None,
 ) -> Axes:
     """Trials of one or more runs, the front of each drawn as steps through marked points, dominated ones faint.
@@ -51,6 +52,8 @@ def plot_pareto(
         Limits by metric; those on ``x`` and ``y`` are drawn, and one on ``color`` beside the colours.
     marks : mapping, optional
         Metrics of further networks by their names, such as uniform bitwidths, drawn as labelled points.
+    order : sequence of str
+        Names in whose order colours and markers are dealt out, so that several plots agree; other runs come after them.
     ax : Axes, optional
 
     Raises
@@ -75,8 +78,9 @@ def plot_pareto(
     senses, signs = _senses((x, y))
     pairs = {name: [cloud[:, :2] * scales * signs for cloud in seeds] for name, seeds in clouds.items()}
     right = _right(pairs)
-    for i, (name, seeds) in enumerate(clouds.items()):
-        hue, marker = COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]
+    places = {name: i for i, name in enumerate(dict.fromkeys([*order, *clouds]))}
+    for name, seeds in clouds.items():
+        hue, marker = COLORS[places[name] % len(COLORS)], MARKERS[places[name] % len(MARKERS)]
         _draw_steps(ax, pairs[name], right, GREY if color else hue, signs)
         fronts = [pareto_mask(cloud[:, :2], senses=senses) for cloud in seeds]
         points, front = np.concatenate(seeds), np.concatenate(fronts)

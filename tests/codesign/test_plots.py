@@ -65,6 +65,17 @@ def test_a_third_metric_is_shown_as_colour_with_its_unit():
     assert ax.figure.axes[1].get_ylabel() == "energy (µJ)"
 
 
+def test_runs_look_alike_in_all_plots_that_are_given_one_order():
+    def looks(*names, **order):
+        ax = plot_pareto(dict.fromkeys(names, RUN), **order)
+        fronts = ax.collections[1::2]  # behind the dominated points of each
+        return [(tuple(c.get_facecolor()[0]), c.get_paths()[0].vertices.tolist()) for c in fronts]
+
+    (alone,) = looks("b", order=("a", "b"))
+    assert looks("a", "b") == [*looks("a"), alone] == looks("a", "b", order=("a",))
+    assert looks("b") != [alone]
+
+
 def test_trials_that_lack_a_metric_are_named_with_those_there_are():
     with pytest.raises(ValueError, match="must have loss, error; the metrics there are: energy_j, error, latency_s"):
         plot_pareto({"run": RUN}, x="loss")
