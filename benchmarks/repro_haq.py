@@ -62,11 +62,11 @@ FIELDS = ("rows", "cols", "dram_bits_per_cycle", "clock_hz")
 #: Of the latency at 8 bits, as in the paper; where the chip cannot, this share of its range.
 LIMIT, SHARE = 0.6, 0.4
 #: The budget of a search: the image passes of so many evaluations. Most of it may go into sensitivities.
-EVALUATIONS, TRAINING_SHARE, BATCH = 120, 0.75, 10
+EVALUATIONS, TRAINING_SHARE, BATCH = 150, 0.75, 10
 STRATEGIES: dict[str, AbstractStrategy] = {"milp": Milp(pairs=False, checks=10), "haq": HAQ(), "random": Random()}
 UNIFORM = (8, 6, 5, 4)
 #: Forward passes a second of one core, as measured beside other work.
-RATE = 30
+RATE = 60
 
 
 class HAQExperiment(Jobs):
