@@ -46,6 +46,9 @@ class AbstractAdditive(AbstractTrainer):
         the least sum then lies where no limit asks for it.
     checks : int
         Random candidates on which it is measured how additive the sensitivities are; at least 2.
+    statistics_share : float
+        Of the images that a measurement can afford (`spending`), those for BatchNorm statistics. More where layers have
+        few pixels an image, so that their statistics are noisy.
 
     Notes
     -----
@@ -60,9 +63,12 @@ class AbstractAdditive(AbstractTrainer):
     pairs: bool = True
     monotone: bool = True
     checks: int = 20
+    statistics_share: float = 0.25
 
     def __post_init__(self) -> None:
         name = type(self).__name__
+        if not 0 < self.statistics_share < 1:
+            raise ValueError(f"{name}: statistics_share must be between 0 and 1, got {self.statistics_share}.")
         for field in ("images", "statistics"):
             if getattr(self, field) is not None and getattr(self, field) < 1:
                 raise ValueError(f"{name}: {field} must be at least 1, got {getattr(self, field)}.")
@@ -84,7 +90,7 @@ class AbstractAdditive(AbstractTrainer):
         return self._measurements(problem) * sum(self.measured_on(problem))
 
     def spending(self, problem: Problem, passes: int) -> AbstractAdditive:
-        """With as many images as the passes allow, a quarter of them for BatchNorm statistics.
+        """With as many images as the passes allow, `statistics_share` of them for BatchNorm statistics.
 
         Where that are fewer than `FEWEST` for each pair of bitwidths, weights and inputs are measured apart.
         """
@@ -92,7 +98,7 @@ class AbstractAdditive(AbstractTrainer):
             return dataclasses.replace(self, pairs=False).spending(problem, passes)
         each = passes // self._measurements(problem)
         most_images, most_statistics = dataclasses.replace(self, images=None, statistics=None).measured_on(problem)
-        statistics = max(1, min(each // 4, most_statistics)) if most_statistics else 0
+        statistics = max(1, min(int(each * self.statistics_share), most_statistics)) if most_statistics else 0
         images = max(1, min(each - statistics, most_images))
         return dataclasses.replace(self, images=images, statistics=statistics or None)
 

@@ -111,6 +111,7 @@ def test_what_it_spends_is_what_it_evaluates(small):
     for passes in (n * 64, n * 64 + n - 1):  # 64 images for each pair say too little
         each = passes // apart
         assert Milp().spending(small, passes) == Milp(each - each // 4, each // 4, pairs=False)
+        assert Milp(statistics_share=0.5).spending(small, passes).statistics == each // 2
     assert Milp().spending(small, 1).training_passes(small) == 2 * apart
     kept = replace(of, statistics=None)
     assert Milp().spending(problem({"energy_j": 0.6}, kept), apart * 64) == Milp(images=64, pairs=False)
@@ -153,6 +154,8 @@ def test_another_problem_is_refused_with_what_it_needs(small):
         Milp(statistics=0)
     with pytest.raises(ValueError, match="checks must be at least 2"):
         Greedy(checks=1)
+    with pytest.raises(ValueError, match="statistics_share must be between 0 and 1, got 1"):
+        Milp(statistics_share=1.0)
 
 
 def test_greedy_takes_a_limit_that_is_no_sum():
