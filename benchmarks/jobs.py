@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from codesign.describe import versions
+from codesign.memory import keep_freed_memory
 from codesign.run_directory import Lock, RunDirectoryBusy, write_atomically
 
 Work = Callable[[], dict[str, Any]]
@@ -93,6 +94,7 @@ class Jobs(ABC):
         about = json.loads(json.dumps(self.about))
         if self.path.exists() and json.loads(self.path.read_bytes())["preset"] != about:
             raise ValueError(f"{self.path}: it must hold results of these settings to be added to, but holds others'.")
+        keep_freed_memory()
         self._end = time.monotonic() + 60 * minutes
         while time.monotonic() < self._end:
             done, waiting = self.results, 0

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from codesign import __version__
 from codesign.commands import COMMANDS
 from codesign.commands.output import print_error
+from codesign.memory import keep_freed_memory
 
 SUCCESS, FAILURE, BAD_INPUT = 0, 1, 2
 
@@ -39,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = parser().parse_args(argv)
     logging.basicConfig(format="codesign: %(levelname)s: %(message)s")
+    keep_freed_memory()
     try:
         return int(args.run(args))
     except BrokenPipeError:  # the reader of our output, such as `head`, has gone
