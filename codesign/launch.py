@@ -228,7 +228,7 @@ def _draw(problem: Problem, trials: list[Any], result: SearchResult, chosen: tup
     figure, axes = plt.subplots(1, 2, figsize=(12, 4.4), layout="constrained")
     marked = {"chosen": result.metrics}
     for ax, x, color in ((axes[0], "energy_j", "latency_s"), (axes[1], "latency_s", "energy_j")):
-        plot_pareto({"trials": trials}, x, score, color, problem.limits, marked, ax)
+        plot_pareto({"trials": trials}, x, score, color, problem.limits, marked, ax=ax)
     layers = plot_layers(problem.price(result.trial.arch))[0].figure
     for name, one in {"front": figure, "layers": layers, **dict([chosen])}.items():
         one.savefig(folder / f"{name}.png", dpi=130)

@@ -31,8 +31,8 @@ def plot_pareto(
     color: str | None = None,
     limits: Limits | None = None,
     marks: Mapping[str, Mapping[str, float]] | None = None,
-    order: Sequence[str] = (),
     ax: Axes | None = None,
+    order: Sequence[str] = (),
 ) -> Axes:
     """Trials of one or more runs, the front of each drawn as steps through marked points, dominated ones faint.
 
@@ -52,9 +52,9 @@ def plot_pareto(
         Limits by metric; those on ``x`` and ``y`` are drawn, and one on ``color`` beside the colours.
     marks : mapping, optional
         Metrics of further networks by their names, such as uniform bitwidths, drawn as labelled points.
+    ax : Axes, optional
     order : sequence of str
         Names in whose order colours and markers are dealt out, so that several plots agree; other runs come after them.
-    ax : Axes, optional
 
     Raises
     ------
