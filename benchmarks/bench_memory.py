@@ -88,7 +88,8 @@ def main() -> None:
     """Run all of it."""
     report = Report("Memory kept by the process", "torch")
     report(
-        f"processor time on one thread, medians of {PROCESSES} processes with {RUNS} runs each; largest size of a process\n"
+        f"processor time on one thread, medians of {PROCESSES} processes with {RUNS} runs each; "
+        "largest size of a process\n"
     )
     report(f"{'':<46}{'given back':>16}{'kept':>16}{'ratio':>8}")
     for case in CASES:

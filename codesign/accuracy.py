@@ -45,6 +45,26 @@ def pixel_by_pixel(batch: Tensor) -> Tensor:
     return batch.contiguous(memory_format=torch.channels_last) if batch.ndim == 4 else batch
 
 
+def place_of(device: str | None) -> torch.device:
+    """Where to compute: a device by its name, or without one a GPU where there is one.
+
+    Raises
+    ------
+    ValueError
+        For a name that is none, or a device that is not there.
+    """
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(1, device=place)
+        return torch.device(place)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        said = str(error).splitlines()[0]
+        raise ValueError(
+            f"Device {place!r}: it must be one that torch has here, such as cpu or cuda, but {said}. Name another, or "
+            "leave it out."
+        ) from None
+
+
 def device_of(network: nn.Module) -> torch.device:
     """Where a network's parameters are; the CPU for one without."""
     return next((p.device for p in network.parameters()), torch.device("cpu"))

@@ -56,7 +56,9 @@ def open_source(source: str, data_dir: Path | None, download: bool) -> tuple[Sou
         if data_dir is None:
             raise ValueError(f"Data {source!r}: the folder that holds it must be given; give data_dir.")
         if not data_dir.is_dir() and not download:
-            raise FileNotFoundError(f"Data {source!r}: data_dir must be a folder, got {str(data_dir)!r}; make it.")
+            raise FileNotFoundError(
+                f"Data {source!r}: data_dir must be a folder, got {str(data_dir)!r}; give that of the images."
+            )
         packed = data_dir / f"{name}.npz"
         parts = open_npz(packed) if packed.exists() else open_torchvision(name, data_dir, download)
         return *parts, TORCHVISION[name].classes
@@ -90,7 +92,8 @@ def open_npz(path: Path) -> tuple[Source, Source]:
             "copy it again."
         ) from None
     except ValueError as error:
-        raise ValueError(f"Data {str(path)!r}: {error}.") from None
+        said = "its arrays must be numbers, but some are Python objects" if "allow_pickle" in str(error) else error
+        raise ValueError(f"Data {str(path)!r}: {said}.") from None
     whose = f"Data {str(path)!r}"
     return tuple(  # type: ignore[return-value]
         from_arrays(f"{whose}: x_{part}", arrays[f"x_{part}"], arrays[f"y_{part}"]) for part in ("train", "test")
@@ -141,7 +144,7 @@ def open_torchvision(name: str, folder: Path, download: bool) -> tuple[Source, S
         raise ValueError(
             f"Data {name!r}: {folder} must hold all files of torchvision's {known.cls}, or {name}.npz, but "
             + (f"{', '.join(bad)} missing or damaged" if bad else f"they are damaged ({type(error).__name__}: {error})")
-            + ". Delete them and get them again (download=True)."
+            + ". Delete them and get them again (in Python: codesign.data.load_data(..., download=True))."
         ) from error
     arrays = ((np.asarray(part.data), np.asarray(getattr(part, "targets", getattr(part, "labels", None))))
               for part in parts)  # fmt: skip

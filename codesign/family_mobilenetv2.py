@@ -50,6 +50,8 @@ class MobileNetV2Family(AbstractFamily):
                 f"{', '.join(f'{name} is {found[name]} and not {spec.space_settings[name]}' for name in other)}. Leave "
                 "out these settings of the space: they follow the data."
             )
+        if spec.supernet is not None:
+            _check_lent(spec.supernet, _weights(spec.supernet).parent / CONFIG_NAME, data)
         return dataclasses.replace(spec, space_settings={**found, **spec.space_settings})
 
     def space(self, spec: RunSpec) -> MobileNetV2Space:

@@ -53,7 +53,10 @@ def front_search(
     RunDirectoryError
         Where ``out`` holds something else, or this and ``resume`` is false, or is being written.
     """
+    from codesign.accuracy import place_of
+
     limits = swept(spec.limits)
+    place_of(device)
     spec, data = prepared(spec, tensorboard)
     for one in limits:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +18,8 @@ from codesign.pareto import hypervolume, pareto_mask
 from codesign.run_directory import CONFIG_NAME
 from codesign.run_spec import SPEC_NAME, RunSpec
 from codesign.trial import LOG_NAME, Trial, load_trials
+
+logger = logging.getLogger(__name__)
 
 #: What is compared by default, as far as the trials have it; the objective of the runs comes first.
 COSTS = ("latency_s", "energy_j")
@@ -49,6 +52,9 @@ class Found:
 def gather(paths: Sequence[str]) -> list[Found]:
     """The runs that paths stand for: run directories, logs, or directories in which there are runs, at any depth.
 
+    Runs without a trial yet are left out, where there are others; a warning names them. So does one where runs scored
+    candidates on different data, which no front should mix.
+
     Runs that ``codesign search`` wrote are grouped by what they share apart from limits and seed, under the name of
     their strategy; others are each a group under their path.
 
@@ -65,16 +71,24 @@ def gather(paths: Sequence[str]) -> list[Found]:
             found += [(str(folder), folder) for folder in inside]
         else:
             found.append((name, path))
-    runs = [_read(name, path) for name, path in found]
-    return _named(runs)
+    begun = [(name, path) for name, path in found if (path / SPEC_NAME).exists() and not (path / LOG_NAME).exists()]
+    if begun and len(begun) < len(found):
+        logger.warning("Left out, as they have no trial yet: %s.", ", ".join(name for name, _ in begun))
+        found = [one for one in found if one not in begun]
+    read = [_read(name, path) for name, path in found]
+    data = {dataset: run.name for run, _, dataset in reversed(read) if dataset}
+    if len(data) > 1:
+        some = ", ".join(f"{dataset} ({name})" for dataset, name in data.items())
+        logger.warning("Errors on different data do not compare, but these runs have: %s.", some)
+    return _named([(run, common) for run, common, _ in read])
 
 
-def _read(name: str, path: Path) -> tuple[Found, str]:
-    """A run, and what it has in common with the others of its group."""
+def _read(name: str, path: Path) -> tuple[Found, str, str]:
+    """A run, what it has in common with the others of its group, and its data set, if that is known."""
     trials = tuple(load_trials(path))
     folder = path if path.is_dir() else path.parent
     limits: dict[str, float] = {}
-    objective, seed, common, group = "error", 0, name, name
+    objective, seed, common, group, dataset = "error", 0, name, name, ""
     if (folder / CONFIG_NAME).exists():
         config = json.loads((folder / CONFIG_NAME).read_bytes())
         problem = config.get("problem", {}) if isinstance(config, dict) else {}
@@ -82,11 +96,11 @@ def _read(name: str, path: Path) -> tuple[Found, str]:
         seed = int(config.get("seed", 0))
     if (folder / SPEC_NAME).exists():
         spec = RunSpec.read(folder)
-        group = spec.strategy
+        group, dataset = spec.strategy, spec.dataset
         common = dataclasses.replace(
             spec, limits=(), seed=0, data_dir=None, supernet=None, hardware=spec.hardware_id()
         ).to_yaml()  # fmt: skip
-    return Found(name, group, seed, trials, limits, objective), common
+    return Found(name, group, seed, trials, limits, objective), common, dataset
 
 
 def _named(runs: Sequence[tuple[Found, str]]) -> list[Found]:

@@ -61,6 +61,9 @@ def launch(
     ValueError
         For data, weights or settings that do not fit.
     """
+    from codesign.accuracy import place_of
+
+    place_of(device)
     spec, data = prepared(spec, tensorboard)
     reachable(spec)
     with open_run(out, spec, resume) as folder, Metrics(folder, tensorboard) as metrics:
@@ -100,9 +103,8 @@ def shared_weights(
     spec: RunSpec, data: Data, folder: Path, progress: bool, metrics: Metrics, device: str | None
 ) -> Any:
     """The weights that candidates share: read, or trained in ``folder``."""
-    import torch
+    from codesign.accuracy import place_of
 
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with contextlib.ExitStack() as stack:
         bar: Any = None
 
@@ -114,7 +116,7 @@ def shared_weights(
                 bar.set_postfix({name: f"{value:.3f}" for name, value in values.items()}, refresh=False)
                 metrics(SUPERNET_NAME, step, values)
 
-        return family(spec.family).task(spec, data, folder, place, report)
+        return family(spec.family).task(spec, data, folder, place_of(device), report)
 
 
 def search_with(

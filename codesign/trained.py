@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
-from codesign.accuracy import device_of, evaluate
+from codesign.accuracy import device_of, evaluate, place_of
 from codesign.data import Data, Images
 from codesign.describe import describe, differences, digest
 from codesign.family import family
@@ -233,7 +232,7 @@ def train_trial(
                 )
             return load_trained(run, which, folder)
         network = _start(run, trial, training, data)
-        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        place = place_of(device)
         history = train_quantized(network.to(place), layer_bits(run, trial), data.train, training, folder, metrics)
         network.cpu()
         scores = {f"search_{name}": value for name, value in evaluate(network, data.search).items()}

@@ -220,8 +220,8 @@ class WeightTrainer:
     def _stopped(self, what: str, archs: Sequence[Arch]) -> Stopped:
         return Stopped(
             f"Supernet: {what} at step {self.step_number} for "
-            f"{' and '.join(_names(self.network.space, arch) for arch in archs)}. The last checkpoint is kept; lower "
-            "the learning rate."
+            f"{' and '.join(_names(self.network.space, arch) for arch in archs)}. What was kept before stays; begin "
+            "another run with a lower learning rate."
         )
 
     def _schedule(self) -> float:
@@ -243,8 +243,8 @@ class WeightTrainer:
             fitted = self.network.quantized or not name.endswith(".step")
             if fitted and not bool(parameter.isfinite().all()):
                 raise Stopped(
-                    f"Supernet: parameters must stay finite, but {name} is not after {self.step_number} steps. The "
-                    "last checkpoint is kept; lower the learning rate."
+                    f"Supernet: parameters must stay finite, but {name} is not after {self.step_number} steps. What "
+                    "was kept before stays; begin another run with a lower learning rate."
                 )
         arrays = {f"weight.{name}": tensor for name, tensor in self.network.state_dict().items()}
         by_parameter = self.optimizer.state

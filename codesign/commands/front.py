@@ -52,5 +52,9 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(comparison.record(), indent=1))
     else:
         print(comparison_text(comparison))
+        print(
+            f"\n{comparison.objectives[0]}: with shared weights, which some strategies train further than others;\n"
+            "what networks are worth shows once they are trained alike, by codesign train"
+        )
         print(f"\nfront.json, front.png, energy.png, latency.png, and the runs: {args.out}")
     return 0

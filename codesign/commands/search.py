@@ -41,8 +41,8 @@ def add_run_arguments(parser: argparse.ArgumentParser, limit: str) -> None:
     given = run_arguments.GIVEN
     parser.add_argument(
         "spec", nargs="?", metavar="RUN.YAML | NETWORK",
-        help="a run to repeat, which further options change in part; or a trained network whose bits are searched: "
-        "resnet20, a classifier of torchvision, or package.module:factory",
+        help="a run to repeat, which further options change (limits given take the place of all of its own); or a "
+        "trained network whose bits are searched: resnet20, a classifier of torchvision, or package.module:factory",
     )  # fmt: skip
     parser.add_argument(
         "--out", metavar="DIR", help="where everything is kept (default: runs/, and then strategy and seed)"

@@ -43,16 +43,16 @@ def run(args: argparse.Namespace) -> int:
     if args.checks == 1:
         raise ValueError("Option --checks: it must be 0 or at least 2, got 1.")
     import numpy as np
-    import torch
     from tqdm import tqdm
 
+    from codesign.accuracy import place_of
     from codesign.family import family
     from codesign.launch import prepared
     from codesign.run_spec import RunSpec
     from codesign.sensitivity import additivity, sensitivities
 
+    place = place_of(args.device)
     spec, data = prepared(run_arguments.spec(args, RunSpec(family="bits")))
-    place = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     task = family("bits").task(spec, data, Path(), place)
     space, accuracy = task.space, task.accuracy()
     total = len(space.searched) * (len(space.bits) ** len(space.operands) - 1) + 1

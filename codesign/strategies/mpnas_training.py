@@ -126,7 +126,7 @@ class Training(AbstractTraining):
         likeliest = self.problem.space.decode(self.problem.space.join(self.logits.argmax(axis=1)))
         return Stopped(
             f"{type(self.strategy).__name__}: {what} at policy step {self.step_number}; the likeliest network is "
-            f"{likeliest}. The last checkpoint is kept; lower the learning rates."
+            f"{likeliest}. What was kept before stays; begin another run with lower learning rates."
         )
 
     @property

@@ -127,8 +127,8 @@ class Weights(WeightTrainer):
 
     def _stopped(self, what: str, archs: Sequence[Any]) -> Stopped:
         return Stopped(
-            f"Relaxed network: {what} at step {self.step_number} of the weights. The last checkpoint is kept; lower "
-            "the learning rates."
+            f"Relaxed network: {what} at step {self.step_number} of the weights. What was kept before stays; begin "
+            "another run with lower learning rates."
         )
 
 
@@ -246,7 +246,7 @@ class Training(AbstractTraining):
             raise Stopped(
                 f"{type(strategy).__name__}: the loss and its gradient must stay finite, but the loss is {loss} at "
                 f"step {self.step_number}; the weights have {self.costs.mean_bits(policies).item():.2f} bits on the "
-                "mean. The last checkpoint is kept; lower the learning rates."
+                "mean. What was kept before stays; begin another run with lower learning rates."
             )
         self._adam(gradient)
         mean_bits = float(self.costs.mean_bits(policies.detach()))

@@ -87,6 +87,27 @@ def test_the_table_states_the_reference_and_names_equal_points_once(codesign, tm
     assert max(map(len, out.splitlines())) <= 80
 
 
+def test_a_run_without_a_trial_yet_is_left_out_and_named(codesign, tmp_path, caplog):
+    write_run(tmp_path / "a", A, "random")
+    begun = tmp_path / "b"
+    begun.mkdir()
+    RunSpec(strategy="random").write(begun)
+    assert codesign("pareto a b --objectives error,energy_j")[0] == 0
+    assert "Left out, as they have no trial yet: b." in caplog.text
+    code, _, err = codesign("pareto b")
+    assert code == 2 and "trials.jsonl" in err
+
+
+def test_runs_on_other_data_are_said(codesign, tmp_path, caplog):
+    write_run(tmp_path / "a", A, "random")
+    write_run(tmp_path / "b", B, "random")
+    codesign("pareto a b --objectives error,energy_j")
+    assert not caplog.text
+    write_run(tmp_path / "c", C, "random", dataset="cifar10")
+    codesign("pareto a b c --objectives error,energy_j")
+    assert "Errors on different data do not compare, but these runs have: cifar10 (c), digits (a)." in caplog.text
+
+
 def test_the_objective_is_that_of_the_runs_where_they_have_no_error(codesign, tmp_path):
     write_run(tmp_path / "a", A, objective="loss")
     assert json.loads(codesign("pareto a --json")[1])["objectives"] == ["loss", "latency_s", "energy_j"]

@@ -135,10 +135,24 @@ def test_limits_that_cannot_be_met_are_said_with_a_witness_before_anything_is_wr
         ("--space bits", "a network and its weights must be given"),
         ("--hardware-choice rowz=8,16", "rowz"),
         ("missing.yaml", "must be readable"),
+        ("--device tpu", "Device 'tpu': it must be one that torch has here, such as cpu or cuda, but"),
+        ("--supernet nowhere", "there must be a supernet's weights, got none at"),
     ],
 )
-def test_bad_input_is_named(options, message, refused):
+def test_bad_input_is_named_before_anything_is_written(options, message, refused, tmp_path):
     assert message in refused(f"search --out a {options}")
+    assert not (tmp_path / "a").exists()
+
+
+def test_fewer_trials_than_there_are_are_refused(codesign, refused, tmp_path):
+    run = tmp_path / "a"
+    assert codesign(f"{SEARCH} --out a")[0] == 0
+    before = [(run / name).read_bytes() for name in ("run.yaml", "result.json")]
+    assert "it holds 6 trials, so at least as many must be asked for, got --trials 2." in refused(
+        "search --out a --resume --trials 2"
+    )
+    assert [(run / name).read_bytes() for name in ("run.yaml", "result.json")] == before
+    assert codesign("search --out a --resume --trials 6")[0] == 0
 
 
 def test_network_and_chip_are_chosen_together(codesign):

@@ -146,7 +146,7 @@ BAD = {
     "pixels that are nan": ({"x_train": np.full((N, 6, 6, 3), np.nan)}, "pixels must be finite"),
     "test images of another size": ({"x_test": np.zeros((N_TEST, 5, 6, 3), np.uint8)}, "must have one shape"),
     "no test images": ({"x_test": np.zeros((0, 6, 6, 3), np.uint8), "y_test": np.zeros(0, int)}, "got none"),
-    "objects": ({"y_train": np.array([object()] * N)}, "allow_pickle=False|Object arrays"),
+    "objects": ({"y_train": np.array([object()] * N)}, "must be numbers, but some are Python objects"),
 }
 
 

@@ -216,6 +216,15 @@ def test_what_is_not_trained_or_not_whole_is_said(run):
         load_trained(run)
 
 
+def test_the_best_of_a_search_that_is_not_finished_is_said_to_be_so(run, caplog):
+    run.trial("best")
+    assert not caplog.text
+    lines = (run.path / "trials.jsonl").read_text().splitlines(keepends=True)
+    (run.path / "trials.jsonl").write_text("".join(lines[:5]))
+    best = load_run(run.path).trial("best")
+    assert f"has come to 5 of 12 trials; trial {best.number} is the best so far" in caplog.text
+
+
 def test_an_export_holds_weights_architecture_bits_layers_and_chip(run, tmp_path):
     trained, data = load_trained(run), run.spec.data()
     evaluate_trained(trained)
