@@ -101,13 +101,14 @@ class Report:
         )
         volumes = {arm: _median(self.volumes(arm)) for arm in SEARCHED if arm in self.arms}
         most = max((arm for arm in ("random", "nsga2") if arm in volumes), key=volumes.__getitem__, default=None)
+        text += "\n\n"
         if most:
             more = [arm for arm in ("mpnas", "gumbel", "reinforce") if volumes.get(arm, 0) > volumes[most]]
-            text += f"\n\nMore hypervolume than random search and NSGA-II: {', '.join(more) or 'none'}."
+            text += f"More hypervolume than random search and NSGA-II: {', '.join(more) or 'none'}. "
         usages = [point["usage"] for arm in self.arms for point in self.points(arm) if "usage" in point]
         met = sum(usage <= 1 for usage in usages)
         return (
-            text + f" Limits met, by a full simulation: {met} of {len(usages)} (largest use {100 * max(usages):.2f} %)."
+            text + f"Limits met, by a full simulation: {met} of {len(usages)} (largest use {100 * max(usages):.2f} %)."
         )
 
     def _fixed(self, arm: str) -> dict[str, dict[int, Point]]:

@@ -384,7 +384,12 @@ class Experiment(Jobs):
         """Write tables and plots of what is known."""
         name = self.path.stem
         text = f"# MP-NAS, {self.name} preset\n\nCommand: `python benchmarks/repro_mpnas.py --data-dir DATA`; results: "
-        text += f"`{self.path.name}`; budget: `mpnas_budget.md`.\n"
+        known = self.results
+        hours = sum(known[job].get("process_s", 0.0) for job, _ in self.jobs() if job in known) / 3600
+        text += (
+            f"`{self.path.name}`; budget: `mpnas_budget.md`. Processor time: {hours:.1f} hours, without those of the "
+        )
+        text += "networks of other settings.\n"
         for data in DATA_SETS:
             space = self.space(data)
             archs = {bits: self.uniform(space, bits) for bits in space.bits}
@@ -418,10 +423,18 @@ def budget(preset: Preset) -> str:
         ("search: mpnas with the chip", 1, 1, preset.search_passes(preset.strategies["mpnas"]),
          preset.n_trials(preset.strategies["mpnas"])),
         ("knapsack: sensitivities", 1, 1, sensitivity * sum(SENSITIVITY_IMAGES), sensitivity),
-        ("final training, each network", 1, 1, final, 0),
+        ("final training: uniform bits", seeds, len(preset.space.bits), final, 0),
+        ("final training: knapsack bits", seeds, len(preset.knapsack_limits), final, 0),
+        ("final training: searched networks", seeds, len(preset.strategies) * limits, final, 0),
+        ("final training: searched with the chip", 1, 1, final, 0),
+        ("Fashion-MNIST: supernet", 1, 1, supernet, 0),
+        ("Fashion-MNIST: search: mpnas", 1, limits, preset.search_passes(preset.strategies["mpnas"]),
+         preset.n_trials(preset.strategies["mpnas"])),
+        ("Fashion-MNIST: final training", 1, len(preset.space.bits) + limits, final, 0),
     ]  # fmt: skip
-    lines = ["| arm | seeds | limits | image passes each | evaluations each |", "| --- | --- | --- | --- | --- |"]
+    lines = ["| arm | seeds | of each | image passes each | evaluations each |", "| --- | --- | --- | --- | --- |"]
     lines += [f"| {name} | {s} | {n} | {passes:,} | {n_trials or ''} |" for name, s, n, passes, n_trials in rows]
+    lines.append(f"| all | | | {sum(s * n * passes for _, s, n, passes, _ in rows):,} | |")
     return "\n".join(lines) + "\n"
 
 
