@@ -413,7 +413,7 @@ def test_weights_of_another_space_and_damaged_ones_are_refused(tmp_path, network
 
 def test_a_training_that_diverges_stops_and_keeps_the_last_checkpoint(tmp_path):
     training = replace(TRAINING, learning_rate=1e30, warmup=0.9, clip_norm=1e30, checkpoint_steps=1)
-    with pytest.raises(Stopped, match=r"finite, but .* checkpoint is kept; lower the learning rate"):
+    with pytest.raises(Stopped, match=r"finite, but .* was kept before stays; begin another run with a lower"):
         run(tmp_path, training)
     for path in tmp_path.glob("state*.safetensors"):
         kept = unpack_state(path.read_bytes())
