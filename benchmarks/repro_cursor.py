@@ -240,7 +240,8 @@ class CursorTable(Jobs):
             f"`{self.path.name}`. Processor time: {hours:.2f} hours, on "
             f"{' and '.join(sorted({one['device'] for one in found.values()})) or 'nothing yet'}. Compression is that "
             "of the searched layers, all but the first and the last, as the paper counts it, and beside it that of "
-            f"all. Trainings are in {self.preset.precision.dtype}, scores in float32. Accuracies are on CIFAR-10's test file, which is read once for each network. Cursors are moved on "
+            f"all. Trainings are in {self.preset.precision.dtype}, scores in float32. Accuracies are on "
+            "CIFAR-10's test file, which is read once for each network. Cursors are moved on "
             f"{N_SEARCH:,} images of the training file, on all of which the first weights were trained.\n",
             *self._targets(found), *self._sweep(found), *self._curves(found),
         ])  # fmt: skip
