@@ -209,7 +209,7 @@ class HAQExperiment(Jobs):
             *_networks(found), *_chips(workload), *_bits(searches, workload),
         ])  # fmt: skip
         if _draw(searches, workload):
-            text += "\n![bits of each layer, and where they are on the roofline](haq.png)\n"
+            text += "\n\n![bits of each layer, and where they are on the roofline](haq.png)\n"
         write_atomically(self.path.with_suffix(".md"), text.encode())
         return text
 

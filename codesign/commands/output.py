@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,7 +18,8 @@ PLOT_SUFFIXES = (".png", ".pdf", ".svg")
 def one_line(error: BaseException) -> str:
     """An exception's message on one line; of a file that fails, its name and what failed."""
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
+        more = "; make room and try again, a search with --resume" if error.errno == errno.ENOSPC else ""
+        return f"{error.filename}: {error.strerror}{more}"
     return " ".join(str(error).split()) or type(error).__name__
 
 

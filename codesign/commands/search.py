@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ from codesign.commands import arguments, output, run_arguments
 
 if TYPE_CHECKING:
     from codesign.run_spec import RunSpec
+
+logger = logging.getLogger(__name__)
 
 EXAMPLE = """
 codesign search --limit energy_j=0.4x --out runs/digits
@@ -97,6 +100,8 @@ def specification(args: argparse.Namespace, name: str | None = None) -> RunSpec:
     from codesign.run_spec import SPEC_NAME, RunSpec
 
     held = Path(args.out) / (name or SPEC_NAME) if args.out else None
+    if args.resume and held and not held.exists():
+        logger.warning("%s: there is no run to go on with yet; a new one begins.", args.out)
     source = args.spec or (held if args.resume and held and held.exists() else None)
     if args.spec and not Path(args.spec).exists() and Path(args.spec).suffix not in (".yaml", ".yml"):
         source, args.network = None, args.spec

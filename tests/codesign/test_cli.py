@@ -10,6 +10,7 @@ import yaml
 
 from codesign.cli import main, parser
 from codesign.commands import COMMANDS
+from codesign.commands.output import one_line
 from codesign.trial import Trial
 from hwmodels import HARDWARE, BitFusion, Layer, Workload, estimate, networks
 
@@ -298,3 +299,9 @@ def test_hardware_lists_every_preset(codesign):
 def test_hardware_shows_a_chip_as_json(codesign):
     held = json.loads(codesign("hardware show bitfusion --json")[1])
     assert (held["type"], held["rows"]) == ("BitFusion", BitFusion().rows)
+
+
+def test_a_full_disk_is_said_with_what_to_do():
+    error = OSError(28, "No space left on device", "runs/a/trials.jsonl")
+    expected = "runs/a/trials.jsonl: No space left on device; make room and try again, a search with --resume"
+    assert one_line(error) == expected

@@ -144,9 +144,10 @@ def test_bad_input_is_named_before_anything_is_written(options, message, refused
     assert not (tmp_path / "a").exists()
 
 
-def test_fewer_trials_than_there_are_are_refused(codesign, refused, tmp_path):
+def test_fewer_trials_than_there_are_are_refused(codesign, refused, tmp_path, caplog):
     run = tmp_path / "a"
-    assert codesign(f"{SEARCH} --out a")[0] == 0
+    assert codesign(f"{SEARCH} --out a --resume")[0] == 0
+    assert "a: there is no run to go on with yet; a new one begins." in caplog.text
     before = [(run / name).read_bytes() for name in ("run.yaml", "result.json")]
     assert "it holds 6 trials, so at least as many must be asked for, got --trials 2." in refused(
         "search --out a --resume --trials 2"
