@@ -387,7 +387,7 @@ class Experiment(Jobs):
         known = self.results
         hours = sum(known[job].get("process_s", 0.0) for job, _ in self.jobs() if job in known) / 3600
         text += (
-            f"`{self.path.name}`; budget: `mpnas_budget.md`. Processor time: {hours:.1f} hours, without those of the "
+            f"`{self.path.name}`; budget: `mpnas_budget.md`. Processor time: {hours:.1f} hours, without that of the "
         )
         text += "networks of other settings.\n"
         for data in DATA_SETS:

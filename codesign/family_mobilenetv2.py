@@ -69,9 +69,7 @@ class MobileNetV2Family(AbstractFamily):
         training = spec.supernet_training()
         network, data = Supernet(self.space(spec), spec.seed).to(place), data.to(place)
         if spec.supernet is not None:
-            weights = _weights(spec.supernet)
-            _check_lent(spec.supernet, weights.parent / CONFIG_NAME, data)
-            load_supernet(network, weights)
+            load_supernet(network, _weights(spec.supernet))
             return SupernetTask(network, data, training)
         n_steps = (training.float_epochs + training.epochs) * max(1, len(data.train.labels) // training.batch_size)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from codesign.accuracy import place_of
 from codesign.fronts import Comparison, gather
 from codesign.launch import SUPERNET_NAME, Metrics, prepared, reachable, search_with, shared_weights
 from codesign.problem import UnreachableLimit
@@ -53,10 +54,8 @@ def front_search(
     RunDirectoryError
         Where ``out`` holds something else, or this and ``resume`` is false, or is being written.
     """
-    from codesign.accuracy import place_of
-
     limits = swept(spec.limits)
-    place_of(device)
+    place = place_of(device)
     spec, data = prepared(spec, tensorboard)
     for one in limits:
         try:
@@ -67,7 +66,7 @@ def front_search(
     with open_run(out, spec, resume, FRONT_NAME) as folder:
         shared = spec.supernet or str(folder.resolve() / SUPERNET_NAME)
         with Metrics(folder, tensorboard) as metrics:
-            task = shared_weights(spec, data, folder / SUPERNET_NAME, progress, metrics, device)
+            task = shared_weights(spec, data, folder / SUPERNET_NAME, progress, metrics, place)
         for i, one in enumerate(limits, 1):
             for strategy in strategies:
                 part = dataclasses.replace(

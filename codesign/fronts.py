@@ -39,6 +39,8 @@ class Found:
     trials : tuple of Trial
     limits : mapping of float
     objective : str
+    dataset : str
+        Where candidates were scored; empty where that is not known.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Found:
     trials: Sequence[Trial]
     limits: Mapping[str, float]
     objective: str
+    dataset: str = ""
 
 
 def gather(paths: Sequence[str]) -> list[Found]:
@@ -76,15 +79,15 @@ def gather(paths: Sequence[str]) -> list[Found]:
         logger.warning("Left out, as they have no trial yet: %s.", ", ".join(name for name, _ in begun))
         found = [one for one in found if one not in begun]
     read = [_read(name, path) for name, path in found]
-    data = {dataset: run.name for run, _, dataset in reversed(read) if dataset}
+    data = {run.dataset: run.name for run, _ in reversed(read) if run.dataset}
     if len(data) > 1:
         some = ", ".join(f"{dataset} ({name})" for dataset, name in data.items())
         logger.warning("Errors on different data do not compare, but these runs have: %s.", some)
-    return _named([(run, common) for run, common, _ in read])
+    return _named(read)
 
 
-def _read(name: str, path: Path) -> tuple[Found, str, str]:
-    """A run, what it has in common with the others of its group, and its data set, if that is known."""
+def _read(name: str, path: Path) -> tuple[Found, str]:
+    """A run, and what it has in common with the others of its group."""
     trials = tuple(load_trials(path))
     folder = path if path.is_dir() else path.parent
     limits: dict[str, float] = {}
@@ -100,7 +103,7 @@ def _read(name: str, path: Path) -> tuple[Found, str, str]:
         common = dataclasses.replace(
             spec, limits=(), seed=0, data_dir=None, supernet=None, hardware=spec.hardware_id()
         ).to_yaml()  # fmt: skip
-    return Found(name, group, seed, trials, limits, objective), common, dataset
+    return Found(name, group, seed, trials, limits, objective, dataset), common
 
 
 def _named(runs: Sequence[tuple[Found, str]]) -> list[Found]:

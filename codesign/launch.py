@@ -12,6 +12,7 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from codesign.accuracy import place_of
 from codesign.family import family
 from codesign.problem import Problem
 from codesign.run_directory import write_atomically
@@ -21,6 +22,8 @@ from codesign.search_result import SearchResult
 from codesign.supernet import SUPERNET_NAME
 
 if TYPE_CHECKING:
+    import torch
+
     from codesign.data import Data
 
 METRICS_NAME, TENSORBOARD_NAME = "metrics.jsonl", "tensorboard"
@@ -61,13 +64,11 @@ def launch(
     ValueError
         For data, weights or settings that do not fit.
     """
-    from codesign.accuracy import place_of
-
-    place_of(device)
+    place = place_of(device)
     spec, data = prepared(spec, tensorboard)
     reachable(spec)
     with open_run(out, spec, resume) as folder, Metrics(folder, tensorboard) as metrics:
-        task = shared_weights(spec, data, folder / SUPERNET_NAME, progress, metrics, device)
+        task = shared_weights(spec, data, folder / SUPERNET_NAME, progress, metrics, place)
         return search_with(spec, task, folder, progress, metrics, executor=executor)
 
 
@@ -100,11 +101,9 @@ def reachable(spec: RunSpec) -> Problem:
 
 
 def shared_weights(
-    spec: RunSpec, data: Data, folder: Path, progress: bool, metrics: Metrics, device: str | None
+    spec: RunSpec, data: Data, folder: Path, progress: bool, metrics: Metrics, place: torch.device
 ) -> Any:
     """The weights that candidates share: read, or trained in ``folder``."""
-    from codesign.accuracy import place_of
-
     with contextlib.ExitStack() as stack:
         bar: Any = None
 
@@ -116,7 +115,7 @@ def shared_weights(
                 bar.set_postfix({name: f"{value:.3f}" for name, value in values.items()}, refresh=False)
                 metrics(SUPERNET_NAME, step, values)
 
-        return family(spec.family).task(spec, data, folder, place_of(device), report)
+        return family(spec.family).task(spec, data, folder, place, report)
 
 
 def search_with(

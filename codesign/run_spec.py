@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import logging
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
     from codesign.strategies import AbstractStrategy
     from codesign.weight_training import SupernetTraining
     from hwmodels.cost import HardwareModel
-
-logger = logging.getLogger(__name__)
 
 SPEC_NAME, FRONT_NAME, SPEC_LOCK = "run.yaml", "front.yaml", "run.lock"
 #: Folders above a run in which a supernet is still taken to move along with it.
@@ -382,13 +379,13 @@ def _check_same(folder: Path, there: RunSpec, here: RunSpec, resume: bool) -> No
             f"{folder}: it must hold this run to be gone on with, but it differs in {'; '.join(changed)}. Choose "
             "another directory."
         )
-    log = folder / LOG_NAME
-    if resume and log.exists() and (n_trials := len(load_trials(folder))) > here.trials:
+    if not resume:
+        raise RunDirectoryError(f"{folder}: it already holds this run; give --resume, or choose another directory.")
+    n_trials = len(load_trials(folder)) if (folder / LOG_NAME).exists() else 0
+    if n_trials > here.trials:
         raise RunDirectoryError(
             f"{folder}: it holds {n_trials} trials, so at least as many must be asked for, got --trials {here.trials}."
         )
-    if not resume:
-        raise RunDirectoryError(f"{folder}: it already holds this run; give --resume, or choose another directory.")
 
 
 @dataclass(frozen=True)
@@ -427,11 +424,6 @@ class Run:
                     f"Run {str(self.path)!r}: some trial must meet the limits and have its {self.spec.objective}, "
                     f"but none of {len(self.trials)} does."
                 )
-            if len(self.trials) < self.spec.trials:
-                logger.warning(
-                    "Run %r: the search has come to %d of %d trials; trial %d is the best so far.",
-                    str(self.path), len(self.trials), self.spec.trials, best.number,
-                )  # fmt: skip
             return best
         text = str(which)
         if not text.isdecimal() or int(text) >= len(self.trials):

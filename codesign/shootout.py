@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from codesign.accuracy import evaluate
+from codesign.accuracy import evaluate, place_of
 from codesign.commands.output import one_line
 from codesign.family import family, plain
 from codesign.launch import Metrics, prepared, reachable, search_with, shared_weights
@@ -154,11 +154,11 @@ class Arena:
     """
 
     def __init__(self, shootout: Shootout, out: str | Path, resume: bool = False, device: str | None = None) -> None:
+        self._place = place_of(device)
         spec, self.data = prepared(shootout.spec)
         for limit in shootout.limits:
             reachable(dataclasses.replace(spec, limits=limit))
         self.shootout, self.folder = dataclasses.replace(shootout, spec=spec), Path(out)
-        self._device = device
         self._open(resume)
 
     def _open(self, resume: bool) -> None:
@@ -183,7 +183,7 @@ class Arena:
         """The trained network, shared by all searches and so measured once for each assignment."""
         with Metrics(self.folder) as metrics:
             task: NetworkTask = shared_weights(
-                self.shootout.spec, self.data, self.folder / SUPERNET_NAME, False, metrics, self._device
+                self.shootout.spec, self.data, self.folder / SUPERNET_NAME, False, metrics, self._place
             )
         return task
 

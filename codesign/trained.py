@@ -213,7 +213,7 @@ def train_trial(
     FloatingPointError
         Where numbers are no longer finite; the state of the last good epoch stays in the folder.
     """
-    trial = run.trial(which)
+    trial, place = run.trial(which), place_of(device)
     data = data or run.spec.data()
     check_fits(run, data)
     training = training or FinalTraining.for_images(data.train)
@@ -232,7 +232,6 @@ def train_trial(
                 )
             return load_trained(run, which, folder)
         network = _start(run, trial, training, data)
-        place = place_of(device)
         history = train_quantized(network.to(place), layer_bits(run, trial), data.train, training, folder, metrics)
         network.cpu()
         scores = {f"search_{name}": value for name, value in evaluate(network, data.search).items()}

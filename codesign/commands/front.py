@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(comparison_text(comparison))
         print(
-            f"\n{comparison.objectives[0]}: with shared weights, which some strategies train further than others;\n"
+            f"\n{comparison.objectives[0]}: with the weights that a strategy scores with, which some train further;\n"
             "what networks are worth shows once they are trained alike, by codesign train"
         )
         print(f"\nfront.json, front.png, energy.png, latency.png, and the runs: {args.out}")

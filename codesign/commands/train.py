@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 from typing import TYPE_CHECKING, Any
 
 from codesign import processes
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from codesign.data import Data
     from codesign.run_spec import Run
     from codesign.trained import FinalTraining
+
+logger = logging.getLogger(__name__)
 
 EXAMPLE = """
 codesign train runs/a --trial best --epochs 40
@@ -71,6 +74,11 @@ def loaded_run(args: argparse.Namespace) -> Run:
     run = load_run(args.run_dir)
     if args.data_dir is not None:
         run = dataclasses.replace(run, spec=dataclasses.replace(run.spec, data_dir=args.data_dir))
+    if args.trial == "best" and len(run.trials) < run.spec.trials:
+        logger.warning(
+            "Run %r: the search has come to %d of %d trials; best is the best of those.",
+            str(run.path), len(run.trials), run.spec.trials,
+        )  # fmt: skip
     return run
 
 
@@ -95,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
 
         folder = trained_folder(found, trial) if args.out is None else args.out
         writer = TensorBoard(f"{folder}/tensorboard")
-    with tqdm(total=training.epochs, unit=" epochs", disable=args.json, ncols=80) as bar:
+    with tqdm(total=training.epochs, unit=" epochs", delay=1.0, disable=args.json, ncols=80) as bar:
 
         def report(metrics: Any) -> None:
             bar.set_postfix(loss=f"{metrics['loss']:.3f}", refresh=False)

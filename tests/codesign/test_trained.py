@@ -216,15 +216,6 @@ def test_what_is_not_trained_or_not_whole_is_said(run):
         load_trained(run)
 
 
-def test_the_best_of_a_search_that_is_not_finished_is_said_to_be_so(run, caplog):
-    run.trial("best")
-    assert not caplog.text
-    lines = (run.path / "trials.jsonl").read_text().splitlines(keepends=True)
-    (run.path / "trials.jsonl").write_text("".join(lines[:5]))
-    best = load_run(run.path).trial("best")
-    assert f"has come to 5 of 12 trials; trial {best.number} is the best so far" in caplog.text
-
-
 def test_an_export_holds_weights_architecture_bits_layers_and_chip(run, tmp_path):
     trained, data = load_trained(run), run.spec.data()
     evaluate_trained(trained)
@@ -350,9 +341,22 @@ def test_the_commands_train_evaluate_and_export(made, tmp_path, capsys):
     load_export(tmp_path / "net")
 
 
+def test_the_best_of_a_search_that_is_not_finished_is_said_to_be_so(run, caplog):
+    words = ["evaluate", str(run.path), "--trial"]
+    main([*words, "best"])
+    assert not caplog.text
+    lines = (run.path / "trials.jsonl").read_text().splitlines(keepends=True)
+    (run.path / "trials.jsonl").write_text("".join(lines[:5]))
+    main([*words, "0"])
+    assert not caplog.text
+    main([*words, "best"])
+    assert caplog.text.count("the search has come to 5 of 12 trials; best is the best of those") == 1
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["train", "RUN", "--device", "tpu"], "Device 'tpu': it must be one that torch has here"),
         (["train", "absent"], "must be a directory that holds run.yaml"),
         (["train", "RUN", "--trial", "99"], "must be best or a number from 0 to 11, got '99'"),
         (["train", "RUN", "--loss-scale", "8"], "--loss-scale: it is for --precision float16"),
