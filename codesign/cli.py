@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from codesign import __version__
 from codesign.commands import COMMANDS
@@ -16,9 +17,17 @@ from codesign.memory import keep_freed_memory
 SUCCESS, FAILURE, BAD_INPUT = 0, 1, 2
 
 
+class Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong with arguments, where argparse prints all arguments first."""
+
+    def error(self, message: str) -> NoReturn:
+        print_error(ValueError(f"{message} (`{self.prog} --help` says what it takes)"))
+        self.exit(BAD_INPUT)
+
+
 def parser() -> argparse.ArgumentParser:
     """The parser of ``codesign`` and its commands."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="codesign",
         description="Price neural networks on accelerators, and search quantized networks under hardware limits.",
         epilog="exit codes: 0 success, 2 bad input, 1 anything else",

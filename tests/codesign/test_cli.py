@@ -67,6 +67,21 @@ def test_the_command_line_without_a_command_is_bad_input(codesign):
     assert codesign("")[0] == 2
 
 
+@pytest.mark.parametrize(
+    "line, named",
+    [
+        ("serch", "'serch'"),
+        ("estimate resnet20 --hardwar bitfusion --foo 3", "--foo"),
+        ("search --limit", "--limit"),
+        ("search --trials x", "'x'"),
+    ],
+)
+def test_arguments_that_no_command_takes_are_refused_in_one_line(line, named, codesign):
+    code, out, err = codesign(line)
+    assert (code, out) == (2, "")
+    assert len(err.splitlines()) == 1 and named in err and "--help" in err
+
+
 def test_a_package_that_is_not_installed_is_no_bad_input(codesign, monkeypatch, tmp_path):
     (tmp_path / "net.onnx").write_bytes(b"")
     monkeypatch.setitem(sys.modules, "onnx", None)
