@@ -36,7 +36,7 @@ _HOME = {
     "pareto_rank": "pareto",
     "hypervolume": "pareto",
     "load_data": "data",
-    "load_run": "run_spec",
+    "load_run": "run",
     "plot_pareto": "plots",
     "plot_front_grid": "plots",
     "plot_blocks": "plots",

@@ -1,4 +1,4 @@
-"""Everything that determines a search, as a value and as the ``run.yaml`` of its directory; and a run read back."""
+"""Everything that determines a search, as a value and as the ``run.yaml`` of its directory."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import dataclasses
 import hashlib
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ from codesign.describe import differences
 from codesign.family import family, plain
 from codesign.run_directory import Lock, RunDirectoryError, write_atomically
 from codesign.space import AbstractSpace, Arch
-from codesign.trial import LOG_NAME, Trial, best_trial, load_trials
+from codesign.trial import LOG_NAME, load_trials
 from hwmodels.config import CHIP_SUFFIXES, TABLE_SUFFIXES, from_fields, load_hardware
 
 if TYPE_CHECKING:
@@ -386,64 +385,3 @@ def _check_same(folder: Path, there: RunSpec, here: RunSpec, resume: bool) -> No
         raise RunDirectoryError(
             f"{folder}: it holds {n_trials} trials, so at least as many must be asked for, got --trials {here.trials}."
         )
-
-
-@dataclass(frozen=True)
-class Run:
-    """A search on the disk, read back.
-
-    Parameters
-    ----------
-    spec : RunSpec
-    path : Path
-    trials : tuple of Trial
-        In order; none where the search has not come so far.
-    """
-
-    spec: RunSpec
-    path: Path
-    trials: Sequence[Trial]
-
-    @cached_property
-    def limits(self) -> dict[str, float]:
-        """The limits as numbers."""
-        return dict(self.spec.problem().limits)
-
-    def trial(self, which: str | int = "best") -> Trial:
-        """A trial by its number, or the feasible one with the lowest objective.
-
-        Raises
-        ------
-        ValueError
-            Where there is no such trial.
-        """
-        if which == "best":
-            best = best_trial(self.trials, self.spec.objective)
-            if best is None:
-                raise ValueError(
-                    f"Run {str(self.path)!r}: some trial must meet the limits and have its {self.spec.objective}, "
-                    f"but none of {len(self.trials)} does."
-                )
-            return best
-        text = str(which)
-        if not text.isdecimal() or int(text) >= len(self.trials):
-            last = f"a number from 0 to {len(self.trials) - 1}" if self.trials else "best, and there are no trials yet"
-            raise ValueError(f"Run {str(self.path)!r}: the trial must be best or {last}, got {which!r}.")
-        return self.trials[int(text)]
-
-
-def load_run(path: str | Path) -> Run:
-    """The run that a directory holds.
-
-    Raises
-    ------
-    ValueError
-        Where there is no ``run.yaml``; runs in the folders below are named.
-    """
-    folder = Path(path)
-    if not (folder / SPEC_NAME).exists():
-        inside = [str(found.parent) for found in sorted(folder.glob(f"*/{SPEC_NAME}"))]
-        hint = f"; there are runs in {', '.join(inside)}" if inside else ""
-        raise ValueError(f"Run {str(path)!r}: it must be a directory that holds {SPEC_NAME}, got none{hint}.")
-    trials = load_trials(folder) if (folder / LOG_NAME).exists() else []
-    return Run(RunSpec.read(folder), folder, tuple(trials))

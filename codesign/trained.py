@@ -17,8 +17,8 @@ from codesign.data import Data, Images
 from codesign.describe import describe, differences, digest
 from codesign.family import family
 from codesign.quant import calibrate, recalibrate_batchnorm, set_bits
+from codesign.run import Run
 from codesign.run_directory import Lock, RunDirectoryError
-from codesign.run_spec import Run
 from codesign.state_file import write_atomically
 from codesign.train import PICTURES, Recipe, train
 from codesign.trial import Trial
@@ -190,7 +190,7 @@ def train_trial(
     Parameters
     ----------
     run : Run
-        From `codesign.run_spec.load_run`.
+        From `codesign.run.load_run`.
     which : str or int
         "best", or the number of a trial.
     training : FinalTraining, optional

@@ -12,7 +12,7 @@ from codesign.commands import arguments, output
 
 if TYPE_CHECKING:
     from codesign.data import Data
-    from codesign.run_spec import Run
+    from codesign.run import Run
     from codesign.trained import FinalTraining
 
 logger = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ def loaded_run(args: argparse.Namespace) -> Run:
     """The run that the arguments name."""
     import dataclasses
 
-    from codesign.run_spec import load_run
+    from codesign.run import load_run
 
     run = load_run(args.run_dir)
     if args.data_dir is not None:

@@ -11,7 +11,8 @@ import time
 import pytest
 
 from codesign.cli import main
-from codesign.run_spec import RunSpec, load_run
+from codesign.run import load_run
+from codesign.run_spec import RunSpec
 from codesign.trial import load_trials
 
 #: A job of a second: what is tested is the run, not the network.

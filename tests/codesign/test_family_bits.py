@@ -16,7 +16,7 @@ from codesign.cli import main
 from codesign.export import load_export
 from codesign.family_bits import reach_table
 from codesign.metrics import quantity
-from codesign.run_spec import load_run
+from codesign.run import load_run
 
 NETWORK = """
 from torch import nn
@@ -118,7 +118,7 @@ def test_training_begins_with_the_weights_of_the_file_unless_told_otherwise(plac
 
 def trained_command(command):
     from codesign.commands import train
-    from codesign.run_spec import load_run
+    from codesign.run import load_run
     from codesign.trained import FinalTraining, train_trial
 
     words = command.split()

@@ -5,8 +5,9 @@ import dataclasses
 import pytest
 import yaml
 
+from codesign.run import load_run
 from codesign.run_directory import RunDirectoryError
-from codesign.run_spec import SPEC_NAME, RunSpec, load_run, open_run
+from codesign.run_spec import SPEC_NAME, RunSpec, open_run
 from codesign.strategies import STRATEGIES
 from codesign.trial import LOG_NAME, Trial
 

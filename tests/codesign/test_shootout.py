@@ -13,7 +13,8 @@ import codesign.shootout as codesign_shootout
 from codesign.cli import main
 from codesign.launch import prepared
 from codesign.metrics import quantity
-from codesign.run_spec import RunSpec, load_run
+from codesign.run import load_run
+from codesign.run_spec import RunSpec
 from codesign.sensitivity import Sensitivities
 from codesign.shootout import STRATEGIES, Arena, Shootout, final_name, n_distinct
 from codesign.shootout_report import ShootoutReport, spread

@@ -22,8 +22,9 @@ from codesign.export import export, load_export
 from codesign.nets.mobilenetv2_supernet import Supernet
 from codesign.quant import quantized_layers
 from codesign.quant.integer import to_integers
+from codesign.run import load_run
 from codesign.run_directory import RunDirectoryError
-from codesign.run_spec import RunSpec, load_run
+from codesign.run_spec import RunSpec
 from codesign.supernet import save_supernet
 from codesign.train import PICTURES, Recipe
 from codesign.trained import FinalTraining, load_trained, train_quantized, train_trial
