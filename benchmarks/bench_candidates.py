@@ -29,7 +29,7 @@ from codesign.incremental import IncrementalNetwork, WholeNetwork
 from codesign.launch import prepared
 from codesign.network_graph import NetworkGraph
 from codesign.network_task import NetworkTask
-from codesign.quant import recalibrate_batchnorm, set_bits
+from codesign.quant import match_batchnorm, norm_references, set_bits
 from codesign.run_spec import RunSpec
 from codesign.sensitivity import sensitivities
 
@@ -65,12 +65,13 @@ def walks(task: NetworkTask, n: int) -> dict[str, list[Bits]]:
 
 def afresh(task: NetworkTask) -> Callable[[Bits], torch.Tensor]:
     """A copy of the network for each candidate."""
+    references = {} if task.statistics is None else norm_references(task.network, task.statistics)
 
     def scores(bits: Bits) -> torch.Tensor:
         network = copy.deepcopy(task.network)
         set_bits(network, bits)
         if task.statistics is not None:
-            recalibrate_batchnorm(network, task.statistics)
+            match_batchnorm(network, task.statistics, references)
         return scores_of(network, Images(task.data.search.images, torch.empty(0)))
 
     return scores
@@ -109,7 +110,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="measure a whole sensitivity table too")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    settings = {"calibration": max(128, args.statistics), "renew_statistics": args.statistics > 0}
+    settings = {"calibration": max(128, args.statistics), "statistics": "match" if args.statistics > 0 else "keep"}
     spec, data = prepared(RunSpec(
         family="bits", network=args.network, weights=args.weights, dataset=args.data, data_dir=".",
         normalize="imagenet", n_train=1000, n_search=args.images, n_test=100, network_settings=settings,

@@ -6,7 +6,8 @@
 
 DIR2 holds ``resnet20_cifar10.safetensors`` and so on: trained weights for normalised images. The work is a shootout
 (`codesign.shootout`) in ``--work``, so it goes on where it was stopped, ``--minutes`` stops it by itself, and several
-processes may work side by side; each computes on one thread. What is known is copied to ``benchmarks/results/``.
+processes may work side by side; each computes on one thread. What is known is copied to ``benchmarks/results/``, and
+what is there is not computed again: move ``bits_*.json`` away to begin anew.
 
 Choices are made on images of CIFAR-10's test file, as the networks were trained on all images of the other; the
 errors reported are those of the rest of the test file.
@@ -18,12 +19,14 @@ import json
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
 from jobs import parser
 from scipy.stats import kendalltau
 
+from codesign.describe import differences
 from codesign.run_directory import write_atomically
 from codesign.run_spec import RunSpec
 from codesign.shootout import (
@@ -119,13 +122,17 @@ def processor_hours(report: ShootoutReport) -> float:
     return sum(one.get("processor_s", 0.0) for one in (*report.rows, *report.finals.values())) / 3600
 
 
+def portable(record: dict[str, Any]) -> dict[str, Any]:
+    """The record of a shootout, its files named wherever they lie."""
+    spec = record["spec"]
+    names = {name: Path(spec[name]).name for name in ("weights", "dataset")}
+    return {**record, "spec": {**spec, **names, "data_dir": "."}}
+
+
 def keep(network: str, work: Path) -> ShootoutReport:
     """Copy what is known to the results, with a table and plots."""
     report = ShootoutReport.load(work / network)
-    spec = report.record["spec"]
-    names = {name: Path(spec[name]).name for name in ("weights", "dataset")}  # wherever they lay
-    record = {**report.record, "spec": {**spec, **names, "data_dir": "."}}
-    known = {**record, "rows": list(report.rows), "finals": report.finals}
+    known = {**portable(report.record), "rows": list(report.rows), "finals": report.finals}
     name = f"bits_{network}"
     write_atomically(RESULTS / f"{name}.json", json.dumps(known, indent=1).encode())
     text = (
@@ -150,12 +157,23 @@ def keep(network: str, work: Path) -> ShootoutReport:
     return report
 
 
-def restore(network: str, work: Path, report: bool) -> None:
-    """Put what is known from earlier work back into a work folder that lacks it; what failed is tried again."""
+def restore(network: str, work: Path, arena: Arena | None) -> None:
+    """Put what is known from earlier work back into a work folder that lacks it; what failed is tried again.
+
+    Raises
+    ------
+    SystemExit
+        Where it is of another experiment than that of the arena.
+    """
     path = RESULTS / f"bits_{network}.json"
     if not path.exists():
         return
     known = json.loads(path.read_bytes())
+    if arena is not None:
+        now = portable(arena.shootout.record())
+        lines = list(differences({name: known.get(name) for name in now}, now, "experiment"))
+        if lines:
+            raise SystemExit(f"{path}: it holds another experiment ({'; '.join(lines)}); move it away to begin anew.")
     for row in known["rows"]:
         limit = "_".join(known["limits"][row["limit"]]).replace("%", "pc")
         place = work / network / row["strategy"] / limit / f"seed-{row['seed']}" / ROW_NAME
@@ -167,7 +185,7 @@ def restore(network: str, work: Path, report: bool) -> None:
         good = {name: scores for name, scores in known["finals"].items() if "failed" not in scores}
         write_atomically(finals, (json.dumps(good, indent=1) + "\n").encode())
     shootout = work / network / SHOOTOUT_NAME
-    if report and not shootout.exists():
+    if not shootout.exists():
         record = {name: value for name, value in known.items() if name not in ("rows", "finals")}
         costs = {name: record.pop(name) for name in ("reference", "uniform")}
         write_atomically(shootout, (json.dumps({"shootout": record, **costs}, indent=1) + "\n").encode())
@@ -187,13 +205,15 @@ def main() -> None:
     hours, end = 0.0, time.monotonic() + 60 * args.minutes
     for network in args.networks.split(","):
         done = True
-        restore(network, args.work, args.report)
-        if not args.report:
+        if args.report:
+            restore(network, args.work, None)
+            if not (args.work / network).exists():
+                continue
+        else:
             arena = Arena(shootout(network, args.data, args.weights), args.work / network, resume=True)
+            restore(network, args.work, arena)
             minutes = (end - time.monotonic()) / 60
             done = arena.run(say=lambda text: print(text, flush=True), minutes=minutes)
-        elif not (args.work / network).exists():
-            continue
         report = keep(network, args.work)
         hours += processor_hours(report)
         print(network, report, ranking(report), f"Processor hours so far: {hours:.2f}", sep="\n\n")

@@ -89,7 +89,7 @@ class Preset:
 
 #: Processors with instructions for bfloat16 train about twice as fast with it; networks are scored in float32.
 PRESETS = {
-    "reduced": Preset(45_000, 10, 10, 2, 2, Precision("bfloat16")),
+    "reduced": Preset(45_000, 10, 10, 6, 2, Precision("bfloat16")),
     "full": Preset(45_000, 100, 100, 20, 20, Precision("float32")),
 }
 
@@ -177,7 +177,7 @@ class CursorTable(Jobs):
     def tested(self, training: Any, arch: Arch) -> float:
         """The error on the test set with the weights as the search left them."""
         task, network = training.task, training.network.network
-        return QuantizedAccuracy(network, task.space, task.statistics, self.data.test)(arch)["error"]
+        return QuantizedAccuracy(network, task.space, task.statistics, self.data.test, "renew")(arch)["error"]
 
     def target(self, mean_bits: float) -> dict[str, Any]:
         """The search under a size, and the network tuned at the bits it ends with."""

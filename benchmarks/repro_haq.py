@@ -104,7 +104,7 @@ class HAQExperiment(Jobs):
             )
             quantized = quantized.to(memory_format=torch.channels_last)
             calibrate(quantized, data.train.images)
-            self._task = NetworkTask(quantized, space, data, data.train.images)
+            self._task = NetworkTask(quantized, space, data, data.train.images, renewal="renew")
         return self._task
 
     def _images(self) -> Data:

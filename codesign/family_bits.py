@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 BITS = (2, 3, 4, 5, 6, 7, 8)
 #: Fewest images that steps can be fitted to.
 FEWEST_IMAGES = 8
+#: What may become of BatchNorm statistics.
+STATISTICS = ("match", "renew", "keep")
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,11 @@ class NetworkSettings:
     per_channel : bool
         One step for each output channel of a weight.
     calibration : int
-        Training images that steps are fitted to, and BatchNorm statistics renewed on.
-    renew_statistics : bool
-        Renew BatchNorm statistics for each candidate.
+        Training images that steps are fitted to, and by which BatchNorm statistics follow the bits.
+    statistics : str
+        How they do: "match" corrects those of the file by what quantization changes
+        (`codesign.quant.match_batchnorm`), "renew" replaces them (`codesign.quant.recalibrate_batchnorm`), "keep"
+        leaves them.
     tune_images : int
         Training images that each candidate is tuned on before it is scored; 0: none.
     float_layers : tuple of str
@@ -69,7 +73,7 @@ class NetworkSettings:
     input_quantizer: str = "uniform"
     per_channel: bool = False
     calibration: int = 512
-    renew_statistics: bool = True
+    statistics: str = "match"
     tune_images: int = 0
     float_layers: tuple[str, ...] = ()
     float_bits: int = 8
@@ -80,6 +84,8 @@ class NetworkSettings:
             if value is not None:
                 value = (value,) if isinstance(value, (str, int)) else tuple(value)
                 object.__setattr__(self, name, value)
+        if self.statistics not in STATISTICS:
+            raise ValueError(f"Network: statistics must be one of {', '.join(STATISTICS)}, got {self.statistics!r}.")
         if self.calibration < FEWEST_IMAGES:
             raise ValueError(
                 f"Network: calibration must have at least {FEWEST_IMAGES} images, got {self.calibration}; steps that "
@@ -140,8 +146,8 @@ class BitsFamily(AbstractFamily):
         self._give_weights(spec, network, statistics)
         _calibrate(network, statistics)
         return NetworkTask(
-            network, space, data, statistics if settings.renew_statistics else None, spec.supernet_training(),
-            settings.tune_images,
+            network, space, data, None if settings.statistics == "keep" else statistics, spec.supernet_training(),
+            settings.tune_images, "renew" if settings.statistics == "renew" else "match",
         )  # fmt: skip
 
     def accuracy(self, task: NetworkTask) -> Callable[[Arch], Mapping[str, float]]:
@@ -155,9 +161,14 @@ class BitsFamily(AbstractFamily):
             return self._quantized(spec, self.space(spec), arch, only=True)
 
     def started(self, spec: RunSpec, run: Path, arch: Arch, data: Data) -> nn.Module:
-        network, images = self.network(spec, arch), data.train.images[: _settings(spec).calibration]
+        from codesign.quant import match_batchnorm, norm_references
+
+        settings = _settings(spec)
+        network, images = self.network(spec, arch), data.train.images[: settings.calibration]
         self._give_weights(spec, network, images)
         _calibrate(network, images)
+        if settings.statistics == "match":
+            match_batchnorm(network, images, norm_references(network, images))
         return network
 
     def layer_bits(self, spec: RunSpec, arch: Arch) -> dict[str, tuple[int, int]]:

@@ -15,8 +15,9 @@ from codesign.accuracy import device_of, pixel_by_pixel, scores_of
 from codesign.data import Images
 from codesign.network_graph import Chain, NetworkGraph, Step
 from codesign.quant.byte_conv import ByteConv
-from codesign.quant.convert import mode, quantized_layers, recalibrate_batchnorm, set_bits
+from codesign.quant.convert import mode, quantized_layers, set_bits
 from codesign.quant.layers import QuantConv2d, QuantizedLayer
+from codesign.quant.norm_statistics import Renewal, match_batchnorm, moments, norm_references, recalibrate_batchnorm
 
 LayerBits = Mapping[str, tuple[int, int]]
 
@@ -28,25 +29,31 @@ MOST_BYTES = 2 * 2**30
 
 def scorer(
     network: nn.Module, graph: NetworkGraph | None, images: Tensor, statistics: Tensor | None = None,
-    most_bytes: int = MOST_BYTES,
+    renewal: Renewal = "match",
 ) -> Callable[[LayerBits], Tensor]:  # fmt: skip
     """From bits by layer to scores: `IncrementalNetwork`, or `WholeNetwork` where there is no graph."""
     if graph is None:
-        return WholeNetwork(network, images, statistics)
-    return IncrementalNetwork(network, graph, images, statistics, most_bytes)
+        return WholeNetwork(network, images, statistics, renewal)
+    return IncrementalNetwork(network, graph, images, statistics, renewal)
 
 
 class WholeNetwork:
     """Runs the whole network for each assignment; the slow twin of `IncrementalNetwork`, with its parameters."""
 
-    def __init__(self, network: nn.Module, images: Tensor, statistics: Tensor | None = None) -> None:
+    def __init__(
+        self, network: nn.Module, images: Tensor, statistics: Tensor | None = None, renewal: Renewal = "match"
+    ) -> None:
         self._network, self._images = copy.deepcopy(network), images
         self._statistics = None if statistics is None else pixel_by_pixel(statistics.to(device_of(network)))
+        matched = self._statistics is not None and renewal == "match"
+        self._references = norm_references(self._network, self._statistics) if matched else None
 
     @torch.no_grad()
     def __call__(self, bits: LayerBits) -> Tensor:
         set_bits(self._network, dict(bits))
-        if self._statistics is not None:
+        if self._references is not None:
+            match_batchnorm(self._network, self._statistics, self._references)
+        elif self._statistics is not None:
             recalibrate_batchnorm(self._network, self._statistics)
         return scores_of(self._network, Images(self._images, torch.empty(0)))
 
@@ -63,7 +70,10 @@ class IncrementalNetwork:
     images : Tensor
         What scores are wanted for.
     statistics : Tensor, optional
-        Images that BatchNorm statistics are renewed on for each assignment, all at once. None: they stay.
+        Images by which BatchNorm statistics follow the bits, for each assignment, all at once. None: they stay.
+    renewal : {"match", "renew"}
+        How they do: `codesign.quant.match_batchnorm`, for a network with the statistics that it was trained with, or
+        `codesign.quant.recalibrate_batchnorm`.
     most_bytes : int
         Of activations that are kept: the smallest ones first, where not all fit.
     on_bytes : bool
@@ -83,7 +93,7 @@ class IncrementalNetwork:
 
     def __init__(
         self, network: nn.Module, graph: NetworkGraph, images: Tensor, statistics: Tensor | None = None,
-        most_bytes: int = MOST_BYTES, on_bytes: bool = True,
+        renewal: Renewal = "match", most_bytes: int = MOST_BYTES, on_bytes: bool = True,
     ) -> None:  # fmt: skip
         self._network, self._graph, self._most_bytes = copy.deepcopy(network).eval(), graph, most_bytes
         place = device_of(network)
@@ -94,9 +104,11 @@ class IncrementalNetwork:
                 module.inplace = False
         if statistics is not None:
             for name in graph.norms.values():
-                self._modules[name].momentum = None  # the statistics are those of the images, and of nothing before
+                self._modules[name].momentum = None  # renewed, they are those of the images, and of nothing before
         self._chunks = [pixel_by_pixel(chunk.to(place)) for chunk in images.split(CHUNK)]
         self._statistics = None if statistics is None else pixel_by_pixel(statistics.to(place))
+        matched = self._statistics is not None and renewal == "match"
+        self._references = norm_references(self._network, self._statistics) if matched else None
         self._bits: dict[str, tuple[int | None, int | None]] = {}
         self._weights: dict[tuple[str, int | None], Tensor] = {}
         self._byte_convs: dict[tuple[str, int | None, int | None], ByteConv | None] = {}
@@ -125,7 +137,7 @@ class IncrementalNetwork:
             self._keep = self._affordable()
         if self._statistics is not None:
             norms = [step for step in self._graph.norms if step in dirty]
-            self._run(self._statistics, self._kept_of_statistics, dirty, norms, batch_statistics=True)
+            self._run(self._statistics, self._kept_of_statistics, dirty, norms, renewing=True)
         last = [len(self._graph.steps) - 1]
         scores = [
             self._run(chunk, kept, dirty, last) for chunk, kept in zip(self._chunks, self._kept_of_chunks, strict=True)
@@ -153,7 +165,7 @@ class IncrementalNetwork:
 
     def _run(
         self, images: Tensor, kept: dict[int, Any], dirty: set[int], wanted: Sequence[int],
-        batch_statistics: bool = False,
+        renewing: bool = False,
     ) -> Any:  # fmt: skip
         """Compute the wanted steps from what is kept and clean; the value of the last one."""
         for i in [i for i in kept if i in dirty]:
@@ -163,7 +175,7 @@ class IncrementalNetwork:
         values, chained = dict(kept), set[int]()
         for i in todo:
             step = self._graph.steps[i]
-            if i in self._chains and not batch_statistics:
+            if i in self._chains and not renewing:
                 chain = self._chains[i]
                 found = self._chained(chain, values[step.sources[0]])
                 if found is not None:
@@ -175,7 +187,7 @@ class IncrementalNetwork:
             elif i in self._sums_into:
                 values[i] = _add_into(values[self._sums_into[i]], [values[source] for source in step.sources])
             elif i not in chained:
-                values[i] = self._value(i, step, values, images, batch_statistics)
+                values[i] = self._value(i, step, values, images, renewing)
             if i in (self._keep or ()):
                 kept[i] = values[i]
             for source in step.sources:
@@ -206,10 +218,8 @@ class IncrementalNetwork:
             self._byte_convs[key] = ByteConv(layer) if fits else None  # type: ignore[arg-type]
         return self._byte_convs[key]
 
-    def _value(
-        self, i: int, step: Step, values: Mapping[int, Any], images: Tensor, batch_statistics: bool = False
-    ) -> Any:
-        """What a step gives. With ``batch_statistics`` BatchNorm takes, and keeps, those of its input."""
+    def _value(self, i: int, step: Step, values: Mapping[int, Any], images: Tensor, renewing: bool = False) -> Any:
+        """What a step gives. With ``renewing`` the statistics of BatchNorm follow its input, and are kept."""
         if step.op == "placeholder":
             return images
         args, kwargs = step.arguments(values)
@@ -231,10 +241,12 @@ class IncrementalNetwork:
             if isinstance(module, QuantConv2d):
                 return module._conv_forward(x, weight, module.bias)
             return functional.linear(x, weight, module.bias)
-        if batch_statistics and i in self._graph.norms:
+        if renewing and i in self._graph.norms and self._references is None:
             with mode(module, training=True):
                 module.reset_running_stats()
                 return module(*args)
+        if renewing and i in self._graph.norms:
+            self._references[step.target].correct(module, *moments(args[0], module.eps))
         return module(*args, **kwargs)
 
     def _weight(self, name: str, layer: QuantizedLayer) -> Tensor:

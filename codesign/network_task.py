@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from codesign.data import Data, Images
 from codesign.describe import describe, digest
+from codesign.quant.norm_statistics import Renewal
 from codesign.quantized_accuracy import QuantizedAccuracy
 from codesign.space import Arch, BitwidthSpace
 from codesign.tuned_accuracy import TunedAccuracy
@@ -33,12 +34,15 @@ class NetworkTask:
     data : Data
         Weights are tuned on ``train``, candidates scored and policies moved on ``search``; ``test`` is not read.
     statistics : Tensor or None
-        Images of the training set from which BatchNorm statistics are renewed for each candidate. None: they stay.
+        Images of the training set by which BatchNorm statistics follow the bits of a candidate. None: they stay.
     training : SupernetTraining
         Batch size, learning rate and decay where weights are tuned; a strategy says for how many steps.
     tune_images : int
         Training images that a candidate is tuned on before it is scored (`TunedAccuracy`); 0: none, it is scored with
         the weights given. Strategies that train weights of their own score with those.
+    renewal : {"match", "renew"}
+        How BatchNorm statistics follow the bits, with the weights given (`QuantizedAccuracy`). With weights that a
+        strategy trained at changing bits, which leave no statistics to match, they are renewed.
     """
 
     network: nn.Module
@@ -47,6 +51,7 @@ class NetworkTask:
     statistics: Tensor | None
     training: SupernetTraining = TUNING
     tune_images: int = 0
+    renewal: Renewal = "match"
     _on_few: dict[tuple[int, int], QuantizedAccuracy] = field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -64,7 +69,7 @@ class NetworkTask:
             return self.accuracy_on(
                 len(self.data.search.labels), 0 if self.statistics is None else len(self.statistics)
             )
-        return QuantizedAccuracy(network, self.space, self.statistics, self.data.search)
+        return QuantizedAccuracy(network, self.space, self.statistics, self.data.search, "renew")
 
     @cached_property
     def _tuned(self) -> TunedAccuracy:
@@ -76,7 +81,7 @@ class NetworkTask:
         if key not in self._on_few:
             images = Images(self.data.search.images[:n_images], self.data.search.labels[:n_images])
             statistics = None if self.statistics is None else self.statistics[:n_statistics]
-            self._on_few[key] = QuantizedAccuracy(self.network, self.space, statistics, images)
+            self._on_few[key] = QuantizedAccuracy(self.network, self.space, statistics, images, self.renewal)
         return self._on_few[key]
 
     def describe(self) -> dict[str, Any]:
@@ -87,4 +92,5 @@ class NetworkTask:
             "statistics": None if self.statistics is None else digest(self.statistics),
             "training": describe(self.training),
             "tune_images": self.tune_images,
+            "renewal": self.renewal,
         }

@@ -14,6 +14,7 @@ from codesign.describe import digest
 from codesign.incremental import scorer
 from codesign.network_graph import NetworkGraph, graph_of
 from codesign.quant.convert import quantized_layers
+from codesign.quant.norm_statistics import Renewal
 from codesign.space import Arch, BitwidthSpace
 
 
@@ -21,7 +22,7 @@ from codesign.space import Arch, BitwidthSpace
 class QuantizedAccuracy:
     """From an arch of a `BitwidthSpace` to the error and the loss of the network at its bits.
 
-    The weights are those given, whatever the bits; BatchNorm statistics are renewed for each candidate. A candidate
+    The weights are those given, whatever the bits; BatchNorm statistics follow the bits. A candidate
     is evaluated once, and of one that resembles the last only what changed is computed (`IncrementalNetwork`). Threads
     may evaluate side by side, each on a copy of the network of its own.
 
@@ -35,12 +36,16 @@ class QuantizedAccuracy:
         Images for the BatchNorm statistics, from the training set. None: they stay as they are.
     data : Images
         What candidates are scored on: the search set.
+    renewal : {"match", "renew"}
+        Whether statistics are those that the network has, corrected for what the bits change (`match_batchnorm`), or
+        those of the images alone (`recalibrate_batchnorm`), for weights that have none of their own.
     """
 
     network: nn.Module
     space: BitwidthSpace
     statistics: Tensor | None
     data: Images
+    renewal: Renewal = "match"
     _known: dict[Arch, dict[str, float]] = field(default_factory=dict, repr=False)
     _local: threading.local = field(default_factory=threading.local, repr=False)
     _graph: NetworkGraph | None = field(init=False, repr=False)
@@ -61,7 +66,7 @@ class QuantizedAccuracy:
         known = self._known.get(arch)
         if known is None:
             if not hasattr(self._local, "scores"):
-                self._local.scores = scorer(self.network, self._graph, self.data.images, self.statistics)
+                self._local.scores = scorer(self.network, self._graph, self.data.images, self.statistics, self.renewal)
             bits = self.space.layer_bits(arch)
             scores = self._local.scores({name: pair for name, pair in bits.items() if name in self._quantized})
             known = self._known[arch] = summary(scores, self.data.labels)
@@ -79,4 +84,5 @@ class QuantizedAccuracy:
             "network": digest(*self.network.state_dict().values()),
             "statistics": None if self.statistics is None else digest(self.statistics),
             "data": digest(*self.data),
+            "renewal": self.renewal,
         }

@@ -217,7 +217,7 @@ def _run(settings: Settings, out: Path, pool: ThreadPoolExecutor, progress: bool
     space = BitwidthSpace(workload, settings.bits)
     with _bar("training", settings.float_epochs + settings.quantized_epochs, progress) as step:
         network = _kept_network(out / "network.safetensors", data, space, settings, step)
-    accuracy = QuantizedAccuracy(network, space, data.train.images[:N_STATISTICS], data.search)
+    accuracy = QuantizedAccuracy(network, space, data.train.images[:N_STATISTICS], data.search, "renew")
     free = Problem(space, accuracy, _chip(), objective=OBJECTIVE)
     limit_j = settings.energy_limit * free.price(space.uniform(max(settings.bits))).energy_j
     problem = Problem(space, accuracy, free.hardware, {"energy_j": limit_j}, objective=OBJECTIVE)

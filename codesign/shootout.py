@@ -374,7 +374,7 @@ class Arena:
         from codesign.quantized_accuracy import QuantizedAccuracy
 
         task = self.task
-        return dict(QuantizedAccuracy(task.network, task.space, task.statistics, task.data.test)(arch))
+        return dict(QuantizedAccuracy(task.network, task.space, task.statistics, task.data.test, task.renewal)(arch))
 
     def _tuned(self, arch: Arch) -> dict[str, float]:
         """After an equal training of weights and steps at these bits."""

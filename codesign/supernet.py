@@ -20,7 +20,7 @@ from codesign.accuracy import evaluate
 from codesign.data import Data, Images
 from codesign.describe import describe, digest
 from codesign.processes import alone, is_first, on_first
-from codesign.quant.convert import recalibrate_batchnorm
+from codesign.quant.norm_statistics import recalibrate_batchnorm
 from codesign.run_directory import run_directory, write_atomically
 from codesign.sampling import SAMPLING
 from codesign.space import Arch

@@ -13,7 +13,8 @@ from torch import nn
 from codesign.accuracy import evaluate
 from codesign.data import Data, Images
 from codesign.describe import describe, digest
-from codesign.quant.convert import quantized_layers, recalibrate_batchnorm, set_bits
+from codesign.quant.convert import quantized_layers, set_bits
+from codesign.quant.norm_statistics import recalibrate_batchnorm
 from codesign.space import Arch, BitwidthSpace
 from codesign.train import PICTURES, Recipe, train
 

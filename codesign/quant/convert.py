@@ -1,12 +1,11 @@
-"""Quantize a network: exchange its layers, calibrate their steps, switch their bits, renew its batch statistics."""
+"""Quantize a network: exchange its layers, calibrate their steps, switch their bits."""
 
 from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -148,6 +147,19 @@ def mode(module: nn.Module, training: bool) -> Iterator[None]:
             layer.training = was
 
 
+@contextmanager
+def in_float(module: nn.Module) -> Iterator[None]:
+    """All layers in float for a while."""
+    before = [(layer, layer.weight_bits, layer.input_bits) for _, layer in quantized_layers(module)]
+    for layer, _, _ in before:
+        layer.weight_bits = layer.input_bits = None
+    try:
+        yield
+    finally:
+        for layer, weight_bits, input_bits in before:
+            layer.weight_bits, layer.input_bits = weight_bits, input_bits
+
+
 @torch.no_grad()
 def calibrate(module: nn.Module, images: Tensor, method: Method | None = None, most_values: int = 10_000) -> None:
     """Fit every step of a quantized network, for every bitwidth it may run at.
@@ -169,22 +181,17 @@ def calibrate(module: nn.Module, images: Tensor, method: Method | None = None, m
         For a layer that the images do not reach or that sees values that are not finite, or an unknown method.
     """
     layers = dict(quantized_layers(module))
-    bits = {name: (layer.weight_bits, layer.input_bits) for name, layer in layers.items()}
     seen: dict[str, Tensor] = {}
     hooks = [
         layer.register_forward_pre_hook(lambda _, args, name=name: seen.__setitem__(name, args[0].flatten()))
         for name, layer in layers.items()
     ]
     try:
-        for layer in layers.values():
-            layer.weight_bits = layer.input_bits = None
-        with mode(module, training=False):
+        with in_float(module), mode(module, training=False):
             module(images)
     finally:
         for hook in hooks:
             hook.remove()
-        for name, layer in layers.items():
-            layer.weight_bits, layer.input_bits = bits[name]
     unseen = [name for name in layers if name not in seen]
     if unseen:
         raise ValueError(
@@ -202,117 +209,5 @@ def calibrate(module: nn.Module, images: Tensor, method: Method | None = None, m
             raise ValueError(f"calibrate: layer {name!r}: {error}") from error
 
 
-@torch.no_grad()
-def recalibrate_batchnorm(module: nn.Module, images: Tensor, batch_size: int = 0) -> None:
-    """Replace the running statistics of every norm by those of the network as it is now.
-
-    Parameters
-    ----------
-    module : nn.Module
-        Norms with statistics are BatchNorm, on one process or several, and InstanceNorm that tracks them; others, such
-        as LayerNorm, have none. A norm that does not run keeps its own.
-    images : Tensor
-        Not of the test set.
-    batch_size : int
-        0: all images at once. The statistics are the plain average over the batches.
-    """
-    norms = [norm for norm in module.modules() if isinstance(norm, _NORMS) and norm.running_mean is not None]
-    before = [
-        (norm.momentum, {name: buffer.clone() for name, buffer in norm.named_buffers(recurse=False)}) for norm in norms
-    ]
-    batches = images.split(batch_size or len(images))
-    hooks = [norm.register_forward_pre_hook(_average) for norm in norms if not isinstance(norm, _BATCH_NORM)]
-    try:
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # BatchNorm's word for a cumulative average
-        with mode(module, training=True):
-            for batch in batches:
-                module(batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for norm, (momentum, buffers) in zip(norms, before, strict=True):
-            norm.momentum = momentum
-            if not norm.num_batches_tracked:
-                for name, buffer in buffers.items():
-                    getattr(norm, name).copy_(buffer)
-
-
-@torch.no_grad()
-def unfold_batchnorm(module: nn.Module, images: Tensor, batch_size: int = 64) -> tuple[str, ...]:
-    r"""Take BatchNorm that was folded into the layers before it out of them again, so that it can be renewed.
-
-    A norm that was folded is left as the identity: means of 0, variances of one value. Renewing its statistics, or
-    training with those of batches, would undo what was folded. Here it is given the statistics of images, and factors
-    with which the function of the network stays as it is:
-
-    .. math:: \gamma' = a \sqrt{v + \epsilon}, \quad \beta' = b + a m, \quad \text{where the norm was} \quad
-              x \mapsto a x + b
-
-    and :math:`m`, :math:`v` are mean and variance of its inputs. Where networks come with their norms folded, what
-    renewed statistics mend of the errors of few bits is lost without it.
-
-    Parameters
-    ----------
-    module : nn.Module
-        In float. Norms that have statistics of their own are left alone, and those that have no factors, or do not run.
-    images : Tensor
-        Not of the test set.
-    batch_size : int
-        Images that run together.
-
-    Returns
-    -------
-    tuple of str
-        The norms that were taken out.
-    """
-    folded: dict[str, Any] = {name: norm for name, norm in module.named_modules() if _is_folded(norm)}
-    sums: dict[str, list[Tensor]] = {name: [] for name in folded}
-
-    def measure(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            found = torch.var_mean(args[0], [0, *range(2, args[0].dim())], correction=0)
-            variance, mean = (value.double() for value in found)
-            count = args[0].numel() / args[0].shape[1]
-            sums[name].append(count * torch.stack([torch.ones_like(mean), mean, variance + mean**2]))
-
-        return hook
-
-    hooks = [norm.register_forward_pre_hook(measure(name)) for name, norm in folded.items()]
-    try:
-        with mode(module, training=False):
-            for batch in images.split(batch_size) if folded else ():
-                module(batch)
-    finally:
-        for handle in hooks:
-            handle.remove()
-    ran = tuple(name for name in folded if sums[name])
-    for name in ran:
-        norm = folded[name]
-        count, mean, square = torch.stack(sums[name]).sum(dim=0)
-        mean, variance = mean / count, (square / count - (mean / count) ** 2).clamp_min(0)
-        a = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
-        norm.bias += a * (mean - norm.running_mean)
-        norm.weight.copy_(a * (variance + norm.eps).sqrt())
-        norm.running_mean.copy_(mean)
-        norm.running_var.copy_(variance)
-    return ran
-
-
-def _is_folded(norm: nn.Module) -> bool:
-    """Whether a module is a BatchNorm whose statistics say nothing."""
-    if not isinstance(norm, _BATCH_NORM) or norm.running_mean is None or not norm.affine:
-        return False
-    return bool((norm.running_mean == 0).all() and (norm.running_var == norm.running_var[0]).all())
-
-
 #: Their weights are no operands of a product.
 _NORMS_OF_ANY_KIND = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
-_NORMS, _BATCH_NORM = nn.modules.batchnorm._NormBase, nn.modules.batchnorm._BatchNorm
-
-
-def _average(norm: nn.Module, _: object) -> None:
-    """The momentum that averages this batch with those before; InstanceNorm does not count them itself."""
-    norm.num_batches_tracked += 1
-    norm.momentum = 1.0 / int(norm.num_batches_tracked)

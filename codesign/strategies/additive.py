@@ -228,7 +228,8 @@ class _Training(AbstractTraining):
         first = [self.centre, *self._uniform()] if not self.seen else []
         archs = list(dict.fromkeys(first))[:n]
         archs += itertools.islice(self._neighbours(self.centre, self.seen | set(archs)), n - len(archs))
-        archs += [self.problem.project(self.space.sample(self.rng), self.rng) for _ in range(n - len(archs))]
+        while len(archs) < n:  # all neighbours are known
+            archs.append(self._filled(self.problem.project(self.space.sample(self.rng), self.rng)))
         return archs
 
     def _uniform(self) -> list[Arch]:
@@ -243,7 +244,7 @@ class _Training(AbstractTraining):
         return self.problem.fill(arch, even)
 
     def _neighbours(self, centre: Arch, taken: set[Arch]) -> Iterable[Arch]:
-        """Archs within the limits near one, that were not evaluated, by their predicted loss."""
+        """Archs within the limits near one, filled up, that were not evaluated, by their predicted loss."""
         here, counts = np.array(centre), np.array(self.space.option_counts)
         units = np.eye(len(here), dtype=np.int64)
         single = [here + (option - here[c]) * units[c] for c in range(len(here)) for option in range(counts[c])]
@@ -252,9 +253,11 @@ class _Training(AbstractTraining):
         archs = np.unique(np.concatenate([np.array(single), pairs]), axis=0)
         feasible = (self.problem.usages(archs) <= 1).all(axis=1)
         archs = archs[feasible & (archs != here).any(axis=1)]
+        taken = taken | {centre}
         for i in np.argsort(self.found.predict(archs), kind="stable") if len(archs) else ():
-            arch = tuple(int(option) for option in archs[i])
+            arch = self._filled(tuple(int(option) for option in archs[i]))
             if arch not in taken:
+                taken.add(arch)
                 yield arch
 
     def tell(self, trials: Sequence[Trial]) -> None:

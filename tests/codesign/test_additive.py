@@ -45,14 +45,18 @@ def test_it_measures_first_and_offers_the_best_by_the_sum_first(small, strategy)
 
 
 def test_neighbours_come_by_their_predicted_loss_around_the_best_so_far(small):
-    trials = search(small, Milp(), 12, batch_size=4)
-    assert len({trial.arch for trial in trials}) == 12
-    for first in (4, 8):
-        centre = best_trial(trials[:first], "error").arch
-        for trial in trials[first : first + 4]:
-            gaps = np.array(trial.arch) - centre
-            alone = (gaps != 0).sum() == 1
-            assert alone or sorted(gaps[gaps != 0]) == [-1, 1]
+    trials = search(small, Milp(), 6, batch_size=2)
+    assert len({trial.arch for trial in trials}) == 6
+    n, even = len(small.space.choices), np.full((len(small.space.choices), 3), 1 / 3)
+    for first in (2, 4):
+        centre = np.array(best_trial(trials[:first], "error").arch)
+        near = {tuple(centre + (value - centre[c]) * np.eye(n, dtype=int)[c]) for c in range(n) for value in range(3)}
+        near |= {tuple(centre + np.eye(n, dtype=int)[i] - np.eye(n, dtype=int)[j]) for i in range(n) for j in range(n)}
+        inside = [arch for arch in near if min(arch) >= 0 and max(arch) < 3 and small.feasible(arch)]
+        filled = {small.fill(arch, even) for arch in inside}
+        assert {trial.arch for trial in trials[first : first + 2]} <= filled
+    wasteful = [small.fill(trial.arch, even) != trial.arch for trial in trials]
+    assert not any(wasteful)  # no operand of any candidate could have more bits within the limits
 
 
 def test_greedy_takes_the_step_that_saves_most_for_what_it_loses():

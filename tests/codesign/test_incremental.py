@@ -89,17 +89,19 @@ def walk(space, rng, n=12):
         yield space.layer_bits(arch)
 
 
-@pytest.mark.parametrize("renewed", [True, False], ids=["renewed", "kept"])
+@pytest.mark.parametrize("renewal", ["match", "renew", "keep"])
 @pytest.mark.parametrize("make", [lambda: CifarResNet(8), InPlace, AddsNumbers], ids=["resnet", "in-place", "numbers"])
 @pytest.mark.parametrize("most_bytes", [2**30, 100_000, 0])
-def test_scores_are_those_of_the_whole_network(make, renewed, most_bytes, monkeypatch):
+def test_scores_are_those_of_the_whole_network(make, renewal, most_bytes, monkeypatch):
     monkeypatch.setattr(incremental, "CHUNK", 25)
     torch.manual_seed(1)
     network, space, images, statistics = case(make())
-    statistics = statistics if renewed else None
+    statistics = None if renewal == "keep" else statistics
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    quick = IncrementalNetwork(network, NetworkGraph.of(network), images, statistics, most_bytes, on_bytes=False)
-    slow = WholeNetwork(network, images, statistics)
+    quick = IncrementalNetwork(
+        network, NetworkGraph.of(network), images, statistics, renewal, most_bytes, on_bytes=False
+    )
+    slow = WholeNetwork(network, images, statistics, renewal)
     for bits in walk(space, np.random.default_rng(0)):
         torch.testing.assert_close(quick(bits), slow(bits), rtol=1e-5, atol=1e-5)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())

@@ -12,6 +12,8 @@ from codesign.quant import (
     UniformQuantizer,
     calibrate,
     fake_quantize,
+    match_batchnorm,
+    norm_references,
     quantize,
     quantized_layers,
     recalibrate_batchnorm,
@@ -303,6 +305,101 @@ def test_a_folded_norm_can_be_renewed_once_it_is_taken_out():
         recalibrate_batchnorm(kept, IMAGES)
     assert torch.allclose(kept(IMAGES), right, atol=2e-3)
     assert not torch.allclose(lost(IMAGES), right, atol=2e-2)
+
+
+def trained():
+    """A network whose norm holds other statistics than these images have, as after augmentation."""
+    net, rng = network().eval(), generator(2)
+    net[1].running_mean.copy_(torch.randn(4, generator=rng))
+    net[1].running_var.copy_(0.5 + torch.rand(4, generator=rng))
+    return net.requires_grad_(False)
+
+
+def test_matched_statistics_do_not_move_where_nothing_is_quantized():
+    net = trained()
+    mean, variance = net[1].running_mean.clone(), net[1].running_var.clone()
+    match_batchnorm(net, IMAGES, norm_references(net, IMAGES))
+    torch.testing.assert_close(net[1].running_mean, mean, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(net[1].running_var, variance, rtol=1e-5, atol=1e-6)
+
+
+def test_matched_statistics_mend_what_scales_a_channel_and_renewed_ones_lose_what_training_saw():
+    net = trained()
+    references, right = norm_references(net, IMAGES), net(IMAGES)
+    net[0].weight *= torch.tensor([0.5, 0.9, 1.1, 2.0]).view(4, 1, 1, 1)
+    assert not torch.allclose(net(IMAGES), right, atol=1e-2)
+    match_batchnorm(net, IMAGES, references)
+    torch.testing.assert_close(net(IMAGES), right, rtol=1e-3, atol=1e-3)  # the epsilon does not scale with it
+    recalibrate_batchnorm(net, IMAGES)
+    assert not torch.allclose(net(IMAGES), right, atol=1e-2)
+
+
+def test_matched_statistics_are_the_closed_form():
+    net = trained()
+    references = norm_references(net, IMAGES)
+    before = net[0](IMAGES).double()
+    quantized = quantize(net, {"0": 3}, (3,)).eval()
+    calibrate(quantized, IMAGES)
+    after = quantized[0](IMAGES).double()
+    match_batchnorm(quantized, IMAGES, references)
+    (m, v), (mq, vq) = ((x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0) + 1e-5) for x in (before, after))
+    ratio = (vq / v).sqrt()
+    held_mean, held_variance = net[1].running_mean.double(), net[1].running_var.double()
+    torch.testing.assert_close(quantized[1].running_mean.double(), mq + ratio * (held_mean - m), rtol=1e-5, atol=1e-5)
+    expected = ratio**2 * (held_variance + 1e-5) - 1e-5
+    torch.testing.assert_close(quantized[1].running_var.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_references_are_those_in_float_whatever_the_network_runs_at():
+    net = trained()
+    quantized = quantize(net, 2, (2,))
+    calibrate(quantized, IMAGES)
+    expected, found = norm_references(net, IMAGES)["1"], norm_references(quantized, IMAGES)["1"]
+    assert all(torch.equal(getattr(expected, name), getattr(found, name)) for name in vars(expected))
+    assert {layer.weight_bits for _, layer in quantized_layers(quantized)} == {2}
+
+
+def test_matched_statistics_of_images_themselves_are_the_renewed_ones():
+    net = network()
+    recalibrate_batchnorm(net, IMAGES)
+    matched = quantize(net, {"0": 3}, (3,))
+    calibrate(matched, IMAGES)
+    renewed = copy.deepcopy(matched)
+    match_batchnorm(matched, IMAGES, norm_references(matched, IMAGES))
+    recalibrate_batchnorm(renewed, IMAGES)
+    torch.testing.assert_close(matched[1].running_mean, renewed[1].running_mean, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(matched[1].running_var, renewed[1].running_var, rtol=1e-4, atol=1e-6)
+
+
+def test_a_folded_norm_can_be_matched_as_it_is():
+    net = trained()
+    right, kept = net(IMAGES), folded(net).requires_grad_(False)
+    references = norm_references(kept, IMAGES)
+    kept[0].weight *= 0.9
+    kept[0].bias *= 0.8
+    match_batchnorm(kept, IMAGES, references)
+    torch.testing.assert_close(kept(IMAGES), right, rtol=1e-3, atol=1e-3)
+
+
+def test_norms_that_run_twice_or_not_at_all_are_matched_or_left():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.norm, self.aside = nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2), nn.BatchNorm2d(2)
+
+        def forward(self, x):
+            return self.norm(self.first(self.norm(self.first(x))))
+
+    torch.manual_seed(0)
+    net = Twice().eval()
+    net.norm.running_mean.fill_(0.5)
+    before = copy.deepcopy(net.state_dict())
+    references = norm_references(net, IMAGES)
+    assert set(references) == {"norm"}
+    match_batchnorm(net, IMAGES, references)
+    assert torch.equal(net.aside.running_mean, before["aside.running_mean"])
+    assert not torch.equal(net.norm.running_mean, before["norm.running_mean"])  # the first call sees its own alone
+    assert torch.isfinite(net.norm.running_var).all() and not net.norm.training
 
 
 def test_norms_without_factors_or_with_statistics_and_norms_that_do_not_run_are_left_alone():

@@ -12,7 +12,7 @@ from codesign.accuracy import evaluate, pixel_by_pixel
 from codesign.cost_table import cost_table
 from codesign.data import Images
 from codesign.knapsack import knapsack
-from codesign.quant import calibrate, quantize, recalibrate_batchnorm, set_bits
+from codesign.quant import calibrate, match_batchnorm, norm_references, quantize, set_bits
 from codesign.quantized_accuracy import QuantizedAccuracy
 from codesign.sensitivity import Sensitivities, additivity, sensitivities
 from codesign.space import BitwidthSpace
@@ -39,6 +39,9 @@ def case():
         nn.Conv2d(4, 6, 3, stride=2), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(54, 5),
     )  # fmt: skip
     images = torch.randn(120, 1, 8, 8)
+    for norm in (net[1], net[4]):
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2)
     space = BitwidthSpace(from_torch(net, (1, 1, 8, 8)), BITS, pinned={"7": 8})
     network = quantize(net, space.layer_bits(space.uniform(8)), bitwidths=BITS)
     calibrate(network, images[:64])
@@ -52,7 +55,8 @@ def plain(network, space, statistics, data):
         candidate = copy.deepcopy(network)
         set_bits(candidate, space.layer_bits(arch))
         if statistics is not None:
-            recalibrate_batchnorm(candidate, pixel_by_pixel(statistics))
+            images = pixel_by_pixel(statistics)
+            match_batchnorm(candidate, images, norm_references(network, images))
         return evaluate(candidate, data)
 
     return accuracy
