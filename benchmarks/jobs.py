@@ -52,12 +52,22 @@ class Jobs(ABC):
         """What is known so far, by the name of the job."""
         return json.loads(self.path.read_bytes())["results"] if self.path.exists() else {}
 
+    @property
+    def held(self) -> Any:
+        """What determined the results that are known; where there are none, what will."""
+        known = json.loads(self.path.read_bytes())["preset"] if self.path.exists() else self.about
+        return json.loads(json.dumps(known))
+
     def keep(self, job: str, result: dict[str, Any]) -> None:
         """Add one result to the file, which other processes may write too."""
         with self.locked("results"):
             results = {**self.results, job: {**result, "machine": platform.machine(), "versions": versions()}}
             text = json.dumps({"preset": self.about, "results": dict(sorted(results.items()))}, indent=1)
             write_atomically(self.path, text.encode())
+
+    def checkpoint(self, name: str, suffix: str) -> Path:
+        """Where a job keeps what it goes on from: a file of this experiment, with these settings, alone."""
+        return self.work / f"{short([name, json.loads(json.dumps(self.about))])}.{suffix}"
 
     @contextmanager
     def locked(self, name: str) -> Iterator[None]:
@@ -134,6 +144,7 @@ class Jobs(ABC):
 
         try:
             self.keep(name, {**work(), **times()})
+            path.unlink(missing_ok=True)
         except TimeUp:
             write_atomically(path, json.dumps(times()).encode())
             raise

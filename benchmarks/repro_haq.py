@@ -7,10 +7,13 @@
 The data are an ``.npz`` with ``x`` (n, 224, 224, 3) or (n, 3, 224, 224), bytes, and ``y``; 100 images calibrate, 150
 are searched on, and the rest is for the report. BatchNorm statistics are renewed for each candidate on the images that
 calibrate. ``--rotate`` turns images by 180 degrees, for weights stored so.
-With so few images, errors are relative: beside them stands the divergence of the outputs from those of the float
-network (the mean Kullback-Leibler divergence, in nats), and 95 % bootstrap intervals of both.
+The images may be of those that the network was trained on, so its errors say little by themselves. What few bits add to
+them is told, image by image, with 95 % bootstrap intervals, and beside it the mean Kullback-Leibler divergence of the
+outputs at these bits from those in float, in nats.
 
-Every search has the same image passes; `Milp` spends a share of them on its sensitivities.
+Every search has the same image passes; `Milp` spends a share of them on its sensitivities. All layers are searched, the
+first and the last too, which the paper keeps at 8 bits. Weights that were 8-bit integers once, as those of the last
+layer of the reference are, lose nothing at 8 bits.
 
 Wang et al. (HAQ, CVPR 2019, abstract) find that the best bits for an edge and for a cloud accelerator are drastically
 different; what comes out here stands beside the roofline of each chip.
@@ -21,6 +24,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import math
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -35,6 +39,7 @@ from torch.nn import functional
 from codesign.accuracy import scores_of
 from codesign.data import Data, Images, Normalization
 from codesign.describe import describe
+from codesign.launch import Metrics, measured
 from codesign.network_task import NetworkTask
 from codesign.plots import plot_bits, plot_roofline
 from codesign.problem import Problem
@@ -52,7 +57,7 @@ from hwmodels.from_torch import from_torch
 from hwmodels.workload import Layer, Workload
 
 RESULTS = Path(__file__).parent / "results"
-N_CALIBRATION, N_SEARCH = 100, 150
+N_CALIBRATION, N_SEARCH, N_REPORT = 100, 150, 250
 #: The default chip with an eighth of its DRAM interface, and one with a sixteenth of its units.
 CHIPS = {
     "bandwidth-starved": BitFusion(dram_bits_per_cycle=24),
@@ -86,12 +91,6 @@ class HAQExperiment(Jobs):
         self._task: NetworkTask | None = None
 
     @property
-    def held(self) -> dict[str, Any]:
-        """What determined the results that are known; where there are none, what will."""
-        known = json.loads(self.path.read_bytes())["preset"] if self.path.exists() else self.about
-        return json.loads(json.dumps(known))
-
-    @property
     def task(self) -> NetworkTask:
         """MobileNetV2, calibrated for all bits. Where its BatchNorm is folded it is taken out, to be renewed."""
         if self._task is None:
@@ -115,7 +114,7 @@ class HAQExperiment(Jobs):
         x = (x - mean) / std
         x = x.flip(-2, -1) if self._rotate else x
         order = torch.from_numpy(np.random.default_rng(0).permutation(len(y)))
-        parts = order.split([N_CALIBRATION, N_SEARCH, len(y) - N_CALIBRATION - N_SEARCH])
+        parts = order[: N_CALIBRATION + N_SEARCH + N_REPORT].split([N_CALIBRATION, N_SEARCH, N_REPORT])
         return Data(*(Images(x[part].contiguous(), y[part]) for part in parts))
 
     def problem(self, chip: str) -> Problem:
@@ -150,10 +149,17 @@ class HAQExperiment(Jobs):
         problem = self.problem(chip)
         out = self.work / f"search-{short([name, chip])}"
         strategy, n_trials, passes = self.budgeted(name, problem)
-        trials = search(
-            problem, strategy, n_trials, 0, out, batch_size=BATCH, resume=True,
-            progress=lambda _: self.check_time(), metrics=lambda *_: self.check_time(),
-        )  # fmt: skip
+        out.mkdir(parents=True, exist_ok=True)
+        with Metrics(out) as metrics:
+
+            def measured_now(step: int, values: Mapping[str, float]) -> None:
+                metrics(name, step, values)
+                self.check_time()
+
+            trials = search(
+                problem, strategy, n_trials, 0, out, batch_size=BATCH, resume=True,
+                progress=lambda _: self.check_time(), metrics=measured_now,
+            )  # fmt: skip
         best = best_trial(trials, "loss")
         assert best is not None
         space: BitwidthSpace = problem.space  # type: ignore[assignment]
@@ -162,12 +168,13 @@ class HAQExperiment(Jobs):
             "arch": best.arch, "bits": space.layer_bits(best.arch), "usage": problem.usage(best.arch),
             "limit_s": problem.limits["latency_s"], "latency_s": report.latency_s,
             "share": report.latency_s / eight.latency_s, "search_loss": best.metrics["loss"],
-            "evaluations": n_trials, "image_passes": passes, **self._report(best.arch),
+            "evaluations": n_trials, "image_passes": passes, "measured": measured(out, name),
+            **self._report(best.arch),
         }  # fmt: skip
 
     @torch.no_grad()
     def _report(self, arch: Arch | None) -> dict[str, Any]:
-        """Error and divergence on the images for the report, with 95 % bootstrap intervals."""
+        """Which images are wrong, and how far their outputs are from those in float."""
         network, data = copy.deepcopy(self.task.network), self.task.data.test
         set_bits(network, None)
         exact = scores = scores_of(network, data, 50)
@@ -179,11 +186,7 @@ class HAQExperiment(Jobs):
         apart = functional.kl_div(
             scores.double().log_softmax(1), exact.double().log_softmax(1), reduction="none", log_target=True
         ).sum(1).numpy()  # fmt: skip
-        draws = np.random.default_rng(0).integers(len(wrong), size=(2000, len(wrong)))
-        return {
-            name: [float(values.mean()), *np.percentile(values[draws].mean(axis=1), (2.5, 97.5)).tolist()]
-            for name, values in (("error", wrong), ("divergence", apart))
-        }
+        return {"wrong": wrong.astype(int).tolist(), "divergence": apart.round(5).tolist()}
 
     def jobs(self) -> Iterator[tuple[str, Work]]:
         yield "float", partial(self.scored, None)
@@ -205,8 +208,10 @@ class HAQExperiment(Jobs):
         text = "\n".join([
             "# HAQ's experiment: MobileNetV2 under a latency limit\n",
             f"Command: `python benchmarks/repro_haq.py --data imagenet500.npz --weights FILE{rotate}`; results: "
-            f"`{self.path.name}`. Processor time: {hours:.2f} hours. In brackets 95 % bootstrap intervals.\n",
-            *_networks(found), *_chips(workload), *_bits(searches, workload),
+            f"`{self.path.name}`. Processor time: {hours:.2f} hours. In brackets 95 % bootstrap intervals over "
+            f"{N_REPORT} images, those of differences image by image. All layers are searched, first and last too. The "
+            "images may be of those that the network was trained on: differences count, not errors.\n",
+            *_networks(found), *_searches(searches), *_chips(workload), *_bits(searches, workload),
         ])  # fmt: skip
         if _draw(searches, workload):
             text += "\n\n![bits of each layer, and where they are on the roofline](haq.png)\n"
@@ -214,23 +219,67 @@ class HAQExperiment(Jobs):
         return text
 
 
+def interval(values: Any) -> tuple[float, float, float]:
+    """The mean over images, and its 95 % bootstrap interval."""
+    values = np.asarray(values, dtype=float)
+    draws = np.random.default_rng(0).integers(len(values), size=(2000, len(values)))
+    low, high = np.percentile(values[draws].mean(axis=1), (2.5, 97.5))
+    return float(values.mean()), float(low), float(high)
+
+
+def _cell(values: Any, scale: float, digits: int, sign: str = "") -> str:
+    mean, low, high = (f"{scale * value:{sign}.{digits}f}" for value in interval(values))
+    return f"{mean} [{low}, {high}]"
+
+
 def _networks(found: Mapping[str, Any]) -> Iterator[str]:
-    """Error and divergence of every network that is known."""
-    yield "| network | chip | of 8 bits | of limit | evaluations | image passes | error, % | divergence, nats |"
-    yield "| --- | --- | --- | --- | --- | --- | --- | --- |"
+    """Error and divergence of every network that is known, and what it has more errors than the float network."""
     eight = found.get("uniform/8", {}).get("latency_s", {})
-    for name, one in found.items():
-        error, apart = (
-            f"{scale * one[key][0]:.{digits}f} [{scale * one[key][1]:.{digits}f}, {scale * one[key][2]:.{digits}f}]"
-            for key, scale, digits in (("error", 100, 1), ("divergence", 1, 3))
-        )
+    chips = ", ".join(CHIPS)
+    yield f"| network | latency, of 8 bits ({chips}) | error, % | more than in float, points | divergence, nats |"
+    yield "| --- | --- | --- | --- | --- |"
+    exact = np.array(found["float"]["wrong"]) if "float" in found else math.nan
+    for name, one in sorted(found.items(), key=lambda item: item[0].startswith("search/")):
         kind, *rest = name.split("/")
         if kind == "search":
-            used = f"{100 * one['usage']['latency_s']:.1f} % | {one['evaluations']} | {one['image_passes']:,}"
-            yield f"| {rest[0]} | {rest[1]} | {one['share']:.3f}x | {used} | {error} | {apart} |"
+            shares = [f"{one['share']:.3f}x" if chip == rest[1] else "-" for chip in CHIPS]
+            limit = f" ({1e3 * one['latency_s']:.2f} of at most {1e3 * one['limit_s']:.2f} ms)"
         else:
             shares = [f"{cost / eight[chip]:.3f}x" for chip, cost in one["latency_s"].items() if chip in eight]
-            yield f"| {name.replace('/', ' ')} | both | {', '.join(shares)} | | | | {error} | {apart} |"
+            limit = ""
+        wrong = np.array(one["wrong"])
+        yield (
+            f"| {rest[0] if kind == 'search' else name.replace('/', ' ')} | {', '.join(shares)}{limit} "
+            f"| {_cell(wrong, 100, 1)} | {_cell(wrong - exact, 100, 1, '+')} | {_cell(one['divergence'], 1, 3)} |"
+        )
+    yield ""
+
+
+def _searches(searches: Mapping[str, Any]) -> Iterator[str]:
+    """What each search took, and its network beside those of the others, image by image."""
+    if not searches:
+        return
+    yield "Searches, and how many nats the divergence of their networks is above that of the best on the chip:\n"
+    yield "| search | chip | of limit | evaluations | image passes | loss on the search set | above the best, nats |"
+    yield "| --- | --- | --- | --- | --- | --- | --- |"
+    for name, one in searches.items():
+        _, strategy, chip = name.split("/")
+        rivals = [other for key, other in searches.items() if key.endswith(f"/{chip}")]
+        best = min(rivals, key=lambda other: np.mean(other["divergence"]))
+        gap = "" if best is one else _cell(np.array(one["divergence"]) - np.array(best["divergence"]), 1, 3, "+")
+        yield (
+            f"| {strategy} | {chip} | {100 * one['usage']['latency_s']:.1f} % | {one['evaluations']} "
+            f"| {one['image_passes']:,} | {one['search_loss']:.4f} | {gap} |"
+        )
+    for name, one in searches.items():
+        said = one.get("measured", {})
+        if "r2" in said:
+            _, strategy, chip = name.split("/")
+            yield (
+                f"\n`{strategy}`, {chip}: the losses of layers add up with R^2 = {said['r2']:.2f} and Kendall's "
+                f"tau = {said['tau']:.2f} on {STRATEGIES[strategy].checks} random assignments"  # type: ignore[attr-defined]
+                + (f"; gap of the optimum {said['gap']:.1e}." if "gap" in said else ".")
+            )
     yield ""
 
 
@@ -246,7 +295,10 @@ def _chips(workload: Workload) -> Iterator[str]:
     for name, chip in CHIPS.items():
         ridge = chip.peak_macs_per_cycle(8, 8) / (chip.dram_bits_per_cycle / 8)
         yield f"| {name} | {' | '.join(f'{getattr(chip, field):,}' for field in FIELDS)} | {ridge:.1f} |"
-    yield "\nAt 8 bits; intensity in MACs a byte of DRAM traffic, the median over layers:\n"
+    yield (
+        "\nAt 8 bits; intensity in MACs a byte of DRAM traffic, the median over layers; the rest of the time is "
+        "that of additions and the pooling:\n"
+    )
     yield f"| chip | layers | of them | intensity | share of the time | {' | '.join(BOUNDS)} |"
     yield f"| --- | --- | --- | --- | --- |{' --- |' * len(BOUNDS)}"
     for name, chip in CHIPS.items():
@@ -291,7 +343,7 @@ def _draw(searches: Mapping[str, Any], workload: Workload) -> bool:
         _, strategy, chip = name.split("/")
         weights, inputs = ({layer: pair[i] for layer, pair in one["bits"].items()} for i in range(2))
         found = workload.with_bits(weights, inputs)
-        plot_bits(found, f"{strategy}, {chip}", left)
+        plot_bits(found, f"{strategy}, {chip} (depthwise layers on grey)", left)
         for i, layer in enumerate(found.mac_layers):
             if layer.groups > 1:
                 left.axvspan(i - 0.5, i + 0.5, color="0.9", linewidth=0, zorder=0)
@@ -303,7 +355,7 @@ def _draw(searches: Mapping[str, Any], workload: Workload) -> bool:
 
 def budget() -> str:
     """Image passes of every job, and hours of one core."""
-    report = N_CALIBRATION + 2 * (500 - N_CALIBRATION - N_SEARCH)
+    report = N_CALIBRATION + 2 * N_REPORT
     jobs = {
         "float, uniform bits": (1 + len(UNIFORM), report),
         **{name: (len(CHIPS), EVALUATIONS * (N_CALIBRATION + N_SEARCH) + report) for name in STRATEGIES},

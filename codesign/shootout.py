@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import json
 import logging
@@ -305,15 +306,20 @@ class Arena:
     # ------------------------------------------------------------------------------------------------ finals
 
     def _finals(self) -> Iterator[tuple[str, Arch]]:
-        """The networks whose test error is wanted: uniform ones, chosen ones, and those that are tuned too."""
+        """The networks whose test error is wanted: in float, uniform and chosen ones, and those that are tuned too."""
         space: BitwidthSpace = self.task.space
         chosen = [(row["limit"], tuple(row["arch"])) for row in self.rows if "failed" not in row]
+        yield "float", space.reference
         for bits in space.bits:
             yield "test", space.uniform(bits)
         for _, arch in chosen:
             yield "test", arch
         if self.shootout.tune_epochs:
             yield "tuned", space.reference
+            for i in self.shootout.tune_limits:  # uniform bits within the limit, beside what was chosen
+                widest = [bits for bits in space.bits if self.problem(i).feasible(space.uniform(bits))]
+                if widest:
+                    yield "tuned", space.uniform(max(widest))
             for i, arch in chosen:
                 if i in self.shootout.tune_limits:
                     yield "tuned", arch
@@ -341,7 +347,7 @@ class Arena:
             scores: dict[str, Any]
             try:
                 with watch:
-                    scores = self._tested(arch) if kind == "test" else self._tuned(arch)
+                    scores = {"float": self._in_float, "test": self._tested, "tuned": self._tuned}[kind](arch)
             except Exception as error:
                 scores = {"failed": _failure(name, error, say)}
             self._keep(name, {**scores, **watch.spent._asdict()})
@@ -368,6 +374,13 @@ class Arena:
             yield
         finally:
             lock.release()
+
+    def _in_float(self, _: Arch) -> dict[str, float]:
+        """As it was given."""
+        from codesign.quant import set_bits
+
+        set_bits(network := copy.deepcopy(self.task.network), None)
+        return evaluate(network, self.task.data.test)
 
     def _tested(self, arch: Arch) -> dict[str, float]:
         """With the weights as they were given."""

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 def plot_roofline(report: CostReport, ax: Axes | None = None) -> Axes:
     """Speed of each MAC layer over its arithmetic intensity, under the roofs of the chip.
 
-    A point is a layer, its area the share of the time that it takes, its colour what bounds it. The level roofs are
-    the peaks at the settings that the layers run at, the slanting one is the DRAM interface.
+    A point is a layer, its area the share of the time that it takes, its colour what bounds it; depthwise and other
+    grouped layers are diamonds. The level roofs are the peaks at the settings that the layers run at, the slanting one
+    is the DRAM interface.
 
     Raises
     ------
@@ -52,17 +53,22 @@ def plot_roofline(report: CostReport, ax: Axes | None = None) -> Axes:
         roof = np.minimum(peak, bandwidth * line) if bandwidth else np.full_like(line, peak)
         ax.plot(line, scale * roof, color=GREY, linewidth=1.1, zorder=1)
         ax.annotate(
-            label, (right, scale * peak), xytext=(-2, 3), textcoords="offset points", ha="right", fontsize=8, color=GREY
-        )
+            label, (right, scale * peak), xytext=(3, 0), textcoords="offset points", va="center", fontsize=7.5,
+            color=GREY, annotation_clip=False,
+        )  # fmt: skip
     for bound, hue in zip(BOUNDS, (COLORS[0], COLORS[1], COLORS[2]), strict=True):
-        some = np.array([cost.bound == bound for _, cost in rows])
-        if some.any():
-            size = 20 + 900 * share[some]
-            label = {"compute": "compute bound", "dram": "DRAM bound", "array": "bound by the array's shape"}[bound]
-            ax.scatter(
-                intensity[some], scale * speed[some], s=size, color=hue, alpha=0.65, edgecolors="white",
-                linewidths=0.6, label=label, zorder=3,
-            )  # fmt: skip
+        label = {"compute": "compute bound", "dram": "DRAM bound", "array": "bound by the array's shape"}[bound]
+        for marker, kind in (("o", False), ("D", True)):
+            some = np.array([cost.bound == bound and (layer.groups > 1) == kind for layer, cost in rows])
+            if some.any():
+                ax.scatter(
+                    intensity[some], scale * speed[some], s=20 + 900 * share[some], color=hue, alpha=0.65,
+                    edgecolors="white", linewidths=0.6, label=label, marker=marker, zorder=3,
+                )  # fmt: skip
+                label = "_"
+    if any(layer.groups > 1 for layer, _ in rows):
+        ax.scatter([], [], color=GREY, marker="D", label="depthwise or grouped")
+    ax.scatter([], [], color="none", label="area: share of the time")
     ax.set_xscale("log")
     ax.set_yscale("log")
     ax.set_xlim(left, right)
@@ -89,6 +95,6 @@ def _peaks(rows: Sequence[tuple[Layer, LayerCost]]) -> dict[float, str]:
             key = round(100 * math.log(peak))
             peaks.setdefault(key, (peak, set()))[1].add((layer.weight_bits, layer.input_bits))
     return {
-        peak: "w/a " + ", ".join(f"{w}/{a}" for w, a in sorted(widths)[:4]) + (" ..." if len(widths) > 4 else "")
+        peak: "w/a " + ", ".join(f"{w}/{a}" for w, a in sorted(widths)[:3]) + (" ..." if len(widths) > 3 else "")
         for peak, widths in peaks.values()
     }

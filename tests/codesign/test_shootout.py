@@ -1,5 +1,6 @@
 """Shootouts and sensitivities from the command line: budgets, resume, side by side, and what they print."""
 
+import copy
 import dataclasses
 import json
 import re
@@ -10,9 +11,11 @@ import pytest
 from small_task import write_files
 
 import codesign.shootout as codesign_shootout
+from codesign.accuracy import evaluate
 from codesign.cli import main
 from codesign.launch import prepared
 from codesign.metrics import quantity
+from codesign.quant import set_bits
 from codesign.run import load_run
 from codesign.run_spec import RunSpec
 from codesign.sensitivity import Sensitivities
@@ -196,7 +199,12 @@ def test_tuned_networks_are_trained_alike_from_the_given_weights(place):
     assert arena.run()
     tuned = {name: scores for name, scores in arena.finals.items() if name.startswith("tuned")}
     space = arena.task.space
-    assert set(tuned) == {final_name("tuned", space.reference), final_name("tuned", arena.rows[0]["arch"])}
+    widest = max(bits for bits in space.bits if arena.problem(0).feasible(space.uniform(bits)))
+    archs = (space.reference, space.uniform(widest), arena.rows[0]["arch"])
+    assert set(tuned) == {final_name("tuned", arch) for arch in archs}
+    set_bits(exact := copy.deepcopy(arena.task.network), None)
+    in_float = arena.finals[final_name("float", space.reference)]
+    assert in_float["loss"] == evaluate(exact, arena.task.data.test)["loss"]
     two_bits = arena.finals[final_name("test", space.uniform(2))]["error"]
     assert all(scores["error"] < two_bits for scores in tuned.values())
 
@@ -252,6 +260,34 @@ def test_medians_and_hypervolumes_are_those_of_their_formulas():
     total = [line.split() for line in said.splitlines() if line.startswith("all ")]
     hours = sum(1.0 for _ in rows) / 3600
     assert total == [["all", str(len(rows) + len(finals)), f"{hours:.2f}", "0.00"]]
+
+
+def test_strategies_that_found_the_same_are_drawn_once_and_the_widest_uniform_bits_within_a_limit_are_told():
+    uniform = [{"bits": b, "arch": [b], "metrics": {"energy_j": b / 8}} for b in (2, 4, 8)]
+    record = {"limits": [["energy_j=0.6"], ["energy_j=0.3"]], "seeds": 1, "reference": {"energy_j": 1.0},
+              "uniform": uniform, "tune_limits": [], "tune_epochs": 0,
+              "spec": {"objective": "loss", "n_test": 400}}  # fmt: skip
+    energy = (0.48, 0.24)
+    rows = [
+        {"strategy": name, "limit": i, "seed": 0, "arch": [10 + i + 2 * (name == "random")], "evaluations": 1,
+         "search_s": 1.0, "processor_s": 1.0, "image_passes": 1, "usage": {"energy_j": 0.8},
+         "metrics": {"energy_j": energy[i], "loss": 1.0}}
+        for name in ("milp", "greedy", "random") for i in (0, 1)
+    ]  # fmt: skip
+    errors = {2: 0.4, 4: 0.3, 8: 0.1, 10: 0.2, 11: 0.3, 12: 0.25, 13: 0.35}
+    finals = {final_name("test", [arch]): {"error": error} for arch, error in errors.items()}
+    finals["float 8"] = {"error": 0.05}
+    report = ShootoutReport(record, rows, finals)
+    assert [report.widest_uniform(i)["bits"] for i in (0, 1)] == [4, 2]  # limits of 0.6 and 0.3
+    said = str(report)
+    assert re.search(r"uniform +70.00 at 4 bits +60.00 at 2 bits", said)
+    assert "90.00 at 8 bits, 95.00 in float, standard error 2.23" in said  # of an error of 0.275 on 400 images
+    ax = report.plot()
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["uniform bits", "milp = greedy", "random"]
+    single = dataclasses.replace(report, record={**record, "limits": [["energy_j=0.6"]]}, rows=rows[::2])
+    labels = [text.get_text() for text in single.plot().get_yticklabels()]
+    assert labels == ["milp = greedy", "random", "uniform 4 bits"]
+    assert "hypervolume" not in str(single)
     assert spread([1.0, 3.0, 2.0], "{:.1f}") == "2.0 [1.0, 3.0]" and spread([], "{}") == "-"
 
 
