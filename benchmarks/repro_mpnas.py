@@ -93,7 +93,7 @@ class Preset:
             "steps": self.policy_steps, "learning_rate": self.policy_rate, "temperature": self.temperature,
         }  # fmt: skip
         return {
-            "mpnas": MPNAS(**steps), "gumbel": Gumbel(**steps), "reinforce": Reinforce(), "random": Random(),
+            "mpnas": MPNAS(**steps), "gumbel": Gumbel(**steps), "reinforce": Reinforce(fill=False), "random": Random(),
             "nsga2": NSGA2(population=10),
         }  # fmt: skip
 

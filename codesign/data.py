@@ -109,7 +109,7 @@ class Data:
     @property
     def classes(self) -> int:
         """Labels are below it."""
-        return int(self.train.labels.max()) + 1
+        return int(max(part.labels.max() for part in self)) + 1
 
     def to(self, device: torch.device | str) -> Data:
         """The same on another device."""
@@ -135,6 +135,7 @@ def load_data(
     download: bool = False,
     search_from: Literal["train", "test"] = "train",
     normalize: Normalization | None = None,
+    every_class: bool = True,
 ) -> Data:
     """Images of a data set, normalised, in three disjoint parts.
 
@@ -160,6 +161,9 @@ def load_data(
     normalize : Normalization, optional
         Mean and standard deviation of each channel, of pixels from 0 to 1, as the weights of a network expect them.
         None: those of the training part.
+    every_class : bool
+        Whether each class must have a training image, and no label be without. False, where images only calibrate and
+        choose, and the network knows which classes there are: labels are any numbers from 0.
 
     Raises
     ------
@@ -180,7 +184,7 @@ def load_data(
             raise ValueError(f"Data {source!r}: {name} must be at least 1, got {name}={n}.")
     folder = None if data_dir is None else Path(data_dir).expanduser()
     whole, held_out, classes = _digits(seed) if source == "digits" else open_source(source, folder, download)
-    _check_labels(source, whole.labels, held_out.labels, classes)
+    _check_labels(source, whole.labels, held_out.labels, classes, every_class)
     rng = np.random.default_rng(seed)
     if search_from not in ("train", "test"):
         raise ValueError(f"Data {source!r}: search_from must be train or test, got {search_from!r}.")
@@ -194,7 +198,7 @@ def load_data(
         (train,) = _taken(source, "training", orders[0], n_train)
         search, test = _taken(source, "test", orders[1], n_search, n_test)
     absent = np.setdiff1d(whole.labels, whole.labels[train])
-    if len(absent):
+    if len(absent) and every_class:
         raise ValueError(f"Data {source!r}: each class must have a training image, got none of class {absent[0]} in "
                          f"{len(train)}; raise n_train.")  # fmt: skip
     parts = ((whole, train), (searched, search), (held_out, test))
@@ -213,19 +217,21 @@ def load_data(
     return Data(*images, scaling)
 
 
-def _check_labels(source: str, train: NDArray[np.int64], test: NDArray[np.int64], classes: int | None) -> None:
-    """Labels must be 0, 1, ... without a gap, and the same in both sets."""
+def _check_labels(
+    source: str, train: NDArray[np.int64], test: NDArray[np.int64], classes: int | None, every_class: bool
+) -> None:
+    """Labels must be 0, 1, ... without a gap, and the same in both sets; or from 0, unless ``every_class``."""
     for part, labels in (("training", train), ("test", test)):
         if not len(labels):
             raise ValueError(f"Data {source!r}: there must be {part} images, got none.")
-    known = classes or int(train.max()) + 1
+    known = classes or int((train if every_class else np.concatenate([train, test])).max()) + 1
     for part, labels in (("training", train), ("test", test)):
         if labels.min() < 0 or labels.max() >= known:
             odd = labels[(labels < 0) | (labels >= known)]
             raise ValueError(f"Data {source!r}: labels of the {part} images must be from 0 to {known - 1}, got "
                              f"{odd[0]} and {len(odd) - 1} more.")  # fmt: skip
     counts = np.bincount(train, minlength=known) if known <= len(train) else np.zeros(1)
-    if not counts.all():
+    if every_class and not counts.all():
         raise ValueError(f"Data {source!r}: each class from 0 to {known - 1} must have a training image, got none of "
                          f"class {np.argmin(counts > 0)}; number the classes without a gap.")  # fmt: skip
 

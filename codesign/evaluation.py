@@ -43,6 +43,8 @@ class Evaluation:
         Of each limit its value, and the share that the network uses: at most 1 where it is met.
     weights : str
         Digest of the weights.
+    epochs : int, optional
+        That it was trained for; 0: its weights are those that were given.
     kept : bool
         Whether this was read back from an evaluation before, without the test set.
     """
@@ -57,6 +59,7 @@ class Evaluation:
     limits: Mapping[str, float]
     usage: Mapping[str, float]
     weights: str
+    epochs: int | None = None
     kept: bool = False
 
     @property
@@ -90,7 +93,7 @@ class Evaluation:
         ]  # fmt: skip
         met = "All limits are met." if self.meets_limits else "! Not all limits are met."
         return "\n".join([
-            f"Trial {self.trial}, trained", "",
+            f"Trial {self.trial}, {'the given weights, quantized' if self.epochs == 0 else 'trained'}", "",
             table(("accuracy", "", "loss"), rows), "",
             f"test set: {self.n_test} images, {read}",
             f"integers and fake quantization name the same class for {100 * self.agreement:.2f} % of them", "",
@@ -153,6 +156,7 @@ def evaluate_trained(trained: Trained, data: Data | None = None) -> Evaluation:
         dict(problem.limits),
         usage,
         trained.record["weights"],
+        trained.record["training"].get("epochs"),
     )
     write_atomically(path, found.to_json().encode())
     return found

@@ -94,8 +94,11 @@ def reachable(spec: RunSpec) -> Problem:
     ------
     UnreachableLimit
         Where none does; the cheapest one found is in the message.
+    ValueError
+        Where the strategy cannot do what is asked of it.
     """
     problem = spec.problem()
+    spec.search_strategy().check(problem)
     problem.witness  # noqa: B018  raises where the limits cannot be met, or a choice is none of the chip's
     return problem
 

@@ -275,6 +275,7 @@ class RunSpec:
             self.dataset, self.data_dir, self.n_train, self.n_search, self.n_test,
             seed=self.seed if self.data_seed is None else self.data_seed, search_from=search_from,
             normalize=None if self.normalize is None else Normalization.parse(self.normalize),
+            every_class=self.family != "bits",
         )  # fmt: skip
 
     def search_strategy(self) -> AbstractStrategy:

@@ -19,7 +19,7 @@ import torch
 from codesign.accuracy import evaluate, place_of
 from codesign.commands.output import one_line
 from codesign.family import family, plain
-from codesign.launch import Metrics, prepared, reachable, search_with, shared_weights
+from codesign.launch import Metrics, prepared, search_with, shared_weights
 from codesign.network_task import NetworkTask
 from codesign.problem import Problem
 from codesign.run_directory import Lock, RunDirectoryBusy, RunDirectoryError, write_atomically
@@ -158,7 +158,7 @@ class Arena:
         self._place = place_of(device)
         spec, self.data = prepared(shootout.spec)
         for limit in shootout.limits:
-            reachable(dataclasses.replace(spec, limits=limit))
+            dataclasses.replace(spec, limits=limit).problem().witness  # noqa: B018  raises where it cannot be met
         self.shootout, self.folder = dataclasses.replace(shootout, spec=spec), Path(out)
         self._open(resume)
 

@@ -22,6 +22,7 @@ from codesign.run_directory import Lock, RunDirectoryError
 from codesign.state_file import write_atomically
 from codesign.train import PICTURES, Recipe, train
 from codesign.trial import Trial
+from codesign.tuned_accuracy import TUNING_RATE
 
 WEIGHTS_NAME, RESULT_NAME = "weights.safetensors", "result.json"
 #: Images that the steps of quantizers and the BatchNorm statistics are fitted to.
@@ -37,7 +38,7 @@ class FinalTraining:
     Parameters
     ----------
     epochs : int
-        In all.
+        In all; 0, with start="weights", keeps the weights as they are, quantized.
     start : {"scratch", "supernet", "weights"}
         From weights drawn by the seed, or from those that the search began with: shared ones, or those of a file.
     float_share : float
@@ -67,8 +68,9 @@ class FinalTraining:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise ValueError(f"FinalTraining: epochs must be at least 1, got {self.epochs}.")
+        least = 0 if self.start == "weights" else 1
+        if self.epochs < least:
+            raise ValueError(f"FinalTraining: epochs must be at least {least} from {self.start}, got {self.epochs}.")
         if self.start not in ("scratch", "supernet", "weights"):
             raise ValueError(f"FinalTraining: start must be scratch, supernet or weights, got {self.start!r}.")
         if not 0 <= self.float_share < 1:
@@ -79,10 +81,16 @@ class FinalTraining:
             )
 
     @classmethod
-    def for_images(cls, images: Images, **fields: Any) -> FinalTraining:
-        """The recipe of pictures for images of three channels, and that of digits for others; some fields replaced."""
+    def for_images(cls, images: Images, **given: Any) -> FinalTraining:
+        """The recipe of pictures for images of three channels, and that of digits for others; some fields replaced.
+
+        From trained weights the rate is `TUNING_RATE`: at that of a training from scratch they lose what they know.
+        """
+        fields = given
         if images.images.shape[1] == 3:
-            fields = {"learning_rate": 0.1, "quantized_rate": 0.1, "recipe": PICTURES, **fields}
+            fields = {"learning_rate": 0.1, "quantized_rate": 0.1, "recipe": PICTURES, **given}
+        if fields.get("start") == "weights":
+            fields = {**fields, "quantized_rate": given.get("quantized_rate", TUNING_RATE)}
         return cls(**fields)
 
     @property
@@ -144,8 +152,10 @@ def train_quantized(
         set_bits(network, dict(bits))
     if training.start == "scratch":
         calibrate(network, statistics)
-    history += part("quantized", training.epochs - n_float, training.quantized_rate, n_float)
-    recalibrate_batchnorm(network, statistics)  # those kept on the way lag behind the weights
+    if training.epochs > n_float:
+        history += part("quantized", training.epochs - n_float, training.quantized_rate, n_float)
+    if training.start != "weights":
+        recalibrate_batchnorm(network, statistics)  # those kept on the way lag behind the weights
     return history
 
 
@@ -174,6 +184,22 @@ class Trained:
 def trained_folder(run: Run, trial: Trial) -> Path:
     """Where the trained network of a trial is kept, unless another place is asked for."""
     return run.path / "trained" / str(trial.number)
+
+
+def quantized_trial(
+    run: Run, which: str | int = "best", data: Data | None = None, device: str | None = None
+) -> Trained:
+    """The network of a trial of bits with the weights that were given, quantized and not trained; kept beside the run.
+
+    Raises
+    ------
+    ValueError
+        Where there is no such trial, or the run is not one of the bits of a trained network.
+    """
+    trial = run.trial(which)
+    data = data or run.spec.data()
+    training = FinalTraining.for_images(data.train, epochs=0, start="weights")
+    return train_trial(run, which, training, run.path / "quantized" / str(trial.number), data, device)
 
 
 def train_trial(

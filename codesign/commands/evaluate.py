@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from codesign.commands import arguments
 from codesign.commands.train import add_trial_arguments, loaded_run
+
+if TYPE_CHECKING:
+    from codesign.trained import Trained
 
 EXAMPLE = """
 codesign evaluate runs/a --trial best
@@ -26,14 +29,29 @@ def add_parser(commands: Any) -> None:
 
 def add_trained_argument(parser: argparse.ArgumentParser) -> None:
     """Where the trained network is."""
-    parser.add_argument("--trained", metavar="DIR", help="what train --out wrote (default: RUN/trained/NUMBER)")
+    parser.add_argument(
+        "--trained", metavar="DIR",
+        help="what train --out wrote (default: RUN/trained/NUMBER; where bits were searched and that is not there, the "
+        "given weights)",
+    )  # fmt: skip
+
+
+def trained_of(args: argparse.Namespace) -> Trained:
+    """The trained network; where bits were searched and none was trained, that with the weights as they were given."""
+    from codesign.trained import load_trained, quantized_trial, trained_folder
+
+    found = loaded_run(args)
+    if args.trained is None and found.spec.family == "bits":
+        folder = trained_folder(found, found.trial(args.trial))
+        if not (folder / "result.json").exists():
+            return quantized_trial(found, args.trial)
+    return load_trained(found, args.trial, args.trained)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print accuracies, the cost, and how much of each limit it uses."""
     from codesign.evaluation import evaluate_trained
-    from codesign.trained import load_trained
 
-    found = evaluate_trained(load_trained(loaded_run(args), args.trial, args.trained))
+    found = evaluate_trained(trained_of(args))
     print(found.to_json() if args.json else found)
     return 0

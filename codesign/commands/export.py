@@ -7,8 +7,8 @@ import json
 from typing import Any
 
 from codesign.commands import arguments, output
-from codesign.commands.evaluate import add_trained_argument
-from codesign.commands.train import add_trial_arguments, loaded_run
+from codesign.commands.evaluate import add_trained_argument, trained_of
+from codesign.commands.train import add_trial_arguments
 
 EXAMPLE = """
 codesign export runs/a --trial best --out net/
@@ -32,9 +32,8 @@ def run(args: argparse.Namespace) -> int:
     output.check_folder(args.out)
 
     from codesign.export import export
-    from codesign.trained import load_trained
 
-    folder = export(load_trained(loaded_run(args), args.trial, args.trained), args.out, args.force)
+    folder = export(trained_of(args), args.out, args.force)
     files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     if args.json:
         print(json.dumps({"folder": str(folder), "bytes": files}, indent=1))

@@ -30,7 +30,10 @@ def add_parser(commands: Any) -> None:
     )
     add_trial_arguments(parser)
     parser.add_argument("--out", metavar="DIR", help="where the weights go (default: RUN/trained/NUMBER)")
-    parser.add_argument("--epochs", type=arguments.positive, default=40, metavar="N", help="default: %(default)s")
+    parser.add_argument(
+        "--epochs", type=arguments.natural, default=40, metavar="N",
+        help="default: %(default)s; 0 quantizes trained weights and leaves them",
+    )  # fmt: skip
     parser.add_argument(
         "--from", dest="start", choices=("scratch", "supernet", "weights"), metavar="WHAT",
         help="the weights to begin with: scratch (default), supernet, or weights, those of the file whose bits were "
@@ -121,10 +124,18 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps({"folder": str(trained.folder), **record}, indent=1))
         return 0
     scores = record["metrics"]
+    before = ""
+    if training.start == "weights" and training.epochs and "error" in trial.metrics:
+        before = f" ({100 * (1 - trial.metrics['error']):.2f} % as the search scored it)"
+        if trial.metrics["error"] < scores["search_error"]:
+            logger.warning(
+                "The training lost accuracy on the search set; try fewer epochs, a lower --quantized-rate, or "
+                "--epochs 0 in another place (--out)."
+            )
     print(
         f"Trial {trial.number}, trained for {training.epochs} epochs from "
         f"{_STARTS[training.start]}: accuracy on the search set "
-        f"{100 * (1 - scores['search_error']):.2f} %, loss {scores['search_loss']:.4f}\n"
+        f"{100 * (1 - scores['search_error']):.2f} %{before}, loss {scores['search_loss']:.4f}\n"
         f"The test set was not read; codesign evaluate {args.run_dir} --trial {trial.number} reads it.\n"
         f"weights.safetensors, result.json: {trained.folder}"
     )

@@ -80,6 +80,7 @@ class AbstractAdditive(AbstractTrainer):
         """The arch that the sensitivities promise most of within the limits, and what is to be said of it."""
 
     def init(self, problem: Problem, rng: np.random.Generator) -> State:
+        self.check(problem)
         task_of(problem, type(self).__name__)
         return {"rng": keep_rng(rng)}
 
@@ -97,6 +98,11 @@ class AbstractAdditive(AbstractTrainer):
         if passes // self._measurements(problem) < FEWEST and self.pairs:
             return dataclasses.replace(self, pairs=False).spending(problem, passes)
         each = passes // self._measurements(problem)
+        if each < 2:
+            raise ValueError(
+                f"{type(self).__name__}: its {self._measurements(problem)} measurements must have at least 2 image "
+                f"passes each, got {passes} in all."
+            )
         most_images, most_statistics = dataclasses.replace(self, images=None, statistics=None).measured_on(problem)
         statistics = max(1, min(int(each * self.statistics_share), most_statistics)) if most_statistics else 0
         images = max(1, min(each - statistics, most_images))
@@ -126,12 +132,25 @@ class Milp(AbstractAdditive):
     on sums: latency, energy, bytes, MACs, BitOPs.
     """
 
+    def check(self, problem: Problem) -> None:
+        if not isinstance(problem.table, CostTable):
+            raise ValueError("Milp: costs must be sums over a cost table, but here they are not; choose greedy.")
+        others = [name for name in problem.limits if name not in problem.table.metrics and name != "frames_per_s"]
+        if others:
+            raise ValueError(
+                f"Milp: limits must be on sums over layers ({', '.join(problem.table.metrics)}), got "
+                f"{', '.join(others)}; choose greedy."
+            )
+
     def best(self, problem: Problem, found: Sensitivities) -> tuple[Arch, dict[str, float]]:
         from codesign.knapsack import knapsack
 
-        if not isinstance(problem.table, CostTable):
-            raise ValueError("Milp: costs must be sums over a cost table, but here they are not; choose greedy.")
-        optimum = knapsack(problem.table, found.factors(problem.space), problem.limits)  # type: ignore[arg-type]
+        assert isinstance(problem.table, CostTable)
+        limits = dict(problem.limits)
+        if "frames_per_s" in limits:  # from below, which is one on the latency from above
+            batch = problem.space.workload(problem.space.reference).batch
+            limits["latency_s"] = min(limits.get("latency_s", math.inf), batch / limits.pop("frames_per_s"))
+        optimum = knapsack(problem.table, found.factors(problem.space), limits)  # type: ignore[arg-type]
         arch = optimum.arch
         if not problem.feasible(arch):  # by what rounding makes of the full simulation
             arch = problem.project(arch, np.random.default_rng(0))

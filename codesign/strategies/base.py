@@ -34,6 +34,14 @@ class AbstractStrategy(ABC):
     def init(self, problem: Problem, rng: np.random.Generator) -> State:
         """The state before the first step. ``rng`` is the search's; the state keeps it."""
 
+    def check(self, problem: Problem) -> None:  # noqa: B027  most can do all
+        """Refuse what the strategy cannot do, from the space, the chip and the limits alone.
+
+        Raises
+        ------
+        ValueError
+        """
+
     def training_passes(self, problem: Problem) -> int:
         """Image passes of all that it trains and measures by itself; a forward pass counts 1, with its gradient 3."""
         return 0

@@ -37,12 +37,14 @@ class Reinforce(AbstractSampler):
         batch.
     entropy_decay : float
         Factor on that weight at each batch.
+    fill : bool
+        Use the room that limits leave (`Problem.fill`), after the projection.
 
     Notes
     -----
     The policy draws archs :math:`a \sim p_\theta`. What is evaluated is the projection on the limits :math:`P(a)`
-    (`Problem.project`), so every trial is feasible and so is the answer. The reward is :math:`R(a) = -f(P(a))`
-    with the objective :math:`f`; as :math:`P` is a part of it, the estimate
+    (`Problem.project`), filled up to them (`Problem.fill`), so every trial is feasible and so is the answer. The reward
+    is :math:`R(a) = -f(P(a))` with the objective :math:`f`; as :math:`P` is a part of it, the estimate
 
     .. math:: \nabla_\theta E[R] \approx \tfrac{1}{n} \sum_i (R(a_i) - b_i) \nabla_\theta \log p_\theta(a_i)
 
@@ -72,6 +74,7 @@ class Reinforce(AbstractSampler):
     decay: float = 0.9
     entropy: float = 0.01
     entropy_decay: float = 0.98
+    fill: bool = True
 
     def __post_init__(self) -> None:
         if self.baseline not in ("leave-one-out", "moving-average"):
@@ -94,6 +97,9 @@ class Reinforce(AbstractSampler):
         rng = use_rng(state)
         drawn = draw(state["logits"], n, rng)
         archs = [problem.project(problem.space.join(row), rng) for row in drawn]
+        if self.fill:
+            policy = probabilities(state["logits"])
+            archs = [problem.fill(arch, policy) for arch in archs]
         return archs, {**state, "rng": keep_rng(rng), "drawn": drawn}
 
     def tell(self, problem: Problem, state: State, trials: Sequence[Trial]) -> State:

@@ -163,8 +163,7 @@ class RelaxedBits(AbstractTrainer):
 
     # --- as a trainer ----------------------------------------------------------------------------------------------
 
-    def init(self, problem: Problem, rng: np.random.Generator) -> State:
-        self._task(problem)
+    def check(self, problem: Problem) -> None:
         table = problem.table
         if table is None or self.cost not in table.metrics:
             known = "there is none for it" if table is None else f"it has {', '.join(table.metrics)}"
@@ -172,6 +171,13 @@ class RelaxedBits(AbstractTrainer):
                 f"{self._name}: cost must be a sum over the cost table of {type(problem.hardware).__name__} "
                 f"({known}), for its gradient is taken, got {self.cost!r}. Choose another cost, or a sampler."
             )
+        bits = getattr(problem.space, "bits", ())
+        if len(bits) == 1:
+            raise ValueError(f"{self._name}: there must be two bitwidths to mix, got bits={bits}.")
+
+    def init(self, problem: Problem, rng: np.random.Generator) -> State:
+        self.check(problem)
+        self._task(problem)
         return {"rng": keep_rng(rng), "seed": int(rng.integers(2**31))}
 
     def start(self, problem: Problem, state: State) -> Training:
@@ -194,8 +200,6 @@ class RelaxedBits(AbstractTrainer):
                 f"{self._name}: the space of the problem must be that of its network, {len(task.space.choices)} "
                 f"choices of bits, got a {type(problem.space).__name__} of {len(problem.space.choices)} choices."
             )
-        if len(task.space.bits) < 2:
-            raise ValueError(f"{self._name}: there must be two bitwidths to mix, got bits={task.space.bits}.")
         return task
 
     # --- budget ----------------------------------------------------------------------------------------------------
