@@ -77,7 +77,7 @@ class Normalization(NamedTuple):
         if len(self.mean) != channels:
             raise ValueError(
                 f"Data {source!r}: the normalization must have a number for each of the {channels} channels, got "
-                f"{len(self.mean)}."
+                f"{len(self.mean)}" + ("; name the data of the network, --data." if source == "digits" else ".")
             )
         return np.array(self.mean), np.array(self.std)
 

@@ -327,7 +327,8 @@ def _float_layers(
         For names that are none, and for layers that cannot be quantized and were not named.
     """
     names = [layer.name for layer in workload.mac_layers]
-    cannot = [name for name in names if name not in quantizable]
+    again = {name.partition("@")[0] for name in names if name not in quantizable and "@" in name}
+    cannot = [name for name in names if name not in quantizable or name in again]
     asked = tuple(cannot) if settings.float_layers == ("auto",) else settings.float_layers
     unknown = [name for name in asked if name not in names]
     if unknown:
@@ -338,9 +339,9 @@ def _float_layers(
     left = [name for name in cannot if name not in asked]
     if left:
         raise ValueError(
-            f"Network {spec.network!r}: each MAC layer must be a convolution or a linear layer that runs as a module "
-            f"to be quantized, but {', '.join(left)} {'is' if len(left) == 1 else 'are'} not; leave such layers in "
-            "float with --float-layers auto, or name them."
+            f"Network {spec.network!r}: each MAC layer must be a convolution or a linear layer that runs once, as a "
+            f"module, to be quantized, but {', '.join(left)} {'is' if len(left) == 1 else 'are'} not; leave such "
+            "layers in float with --float-layers auto, or name them."
         )
     return asked
 
@@ -349,10 +350,12 @@ def _pairs(pinned: Mapping[str, Any], workload: Workload) -> dict[str, Any]:
     """Pinned layers; "first" and "last" are the first and last MAC layer."""
     names = [layer.name for layer in workload.mac_layers]
     ends = {"first": names[0], "last": names[-1]}
-    return {
-        name if name in names else ends.get(name, name): tuple(bits) if isinstance(bits, Sequence) else bits
-        for name, bits in pinned.items()
-    }
+    layers = {given: given if given in names else ends.get(given, given) for given in pinned}
+    for layer in layers.values():
+        same = [given for given, other in layers.items() if other == layer]
+        if len(same) > 1:
+            raise ValueError(f"Network: a layer must be pinned once, but {' and '.join(same)} are one.")
+    return {layers[name]: tuple(bits) if isinstance(bits, Sequence) else bits for name, bits in pinned.items()}
 
 
 def _quantized_bits(spec: RunSpec, space: BitwidthSpace, arch: Arch) -> dict[str, tuple[int, int]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import logging
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -19,12 +20,15 @@ from codesign.run_directory import write_atomically
 from codesign.run_spec import RunSpec, open_run
 from codesign.search import search
 from codesign.search_result import SearchResult
+from codesign.strategies.relaxed_bits import RelaxedBits
 from codesign.supernet import SUPERNET_NAME
 
 if TYPE_CHECKING:
     import torch
 
     from codesign.data import Data
+
+logger = logging.getLogger(__name__)
 
 METRICS_NAME, TENSORBOARD_NAME = "metrics.jsonl", "tensorboard"
 
@@ -146,6 +150,12 @@ def search_with(
             progress=report, metrics=lambda n, values: metrics(spec.strategy, n, values),
         )  # fmt: skip
     result = SearchResult.of(problem, trials, measured(folder, str(spec.strategy)))
+    if not spec.limits and isinstance(spec.search_strategy(), RelaxedBits):
+        last = (len(trials) - 1) // spec.batch_size * spec.batch_size
+        logger.warning(
+            "Without a limit the trial of least %s is named, mostly one with many bits; what the course ended with, at "
+            "the cost that it was to lower, is trial %d: give --trial %d.", spec.objective, last, last,
+        )  # fmt: skip
     result.write(folder)
     if draw:
         _draw(problem, trials, result, kind.draw(problem, result), folder)

@@ -79,7 +79,7 @@ def parse_limits(
         if not match:
             raise ValueError(f"Limit {text!r}: the value must be a number, with a unit or x after it, got {written!r}.")
         number, unit = float(match[1]), match[2]
-        if not (number > 0 and math.isfinite(number)):
+        if not (number > 0 or (number == 0 and unit == "%")) or not math.isfinite(number):  # 0% is the cheapest
             raise ValueError(f"Limit {text!r}: the value must be a positive number, got {match[1]}.")
         if unit == "x":
             reference = reference or _reference_metrics(text, problem, reference_arch)

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from codesign.chip_space import ChipCostTable
 from codesign.cost_table import TOLERANCE, CostTable, cost_table
+from codesign.metrics import quantity
 from codesign.space import AbstractSpace, Arch
 from codesign.terms import WORKLOAD_METRICS, NotDecomposable
 from codesign.trial import Trial
@@ -262,7 +263,9 @@ class Problem:
         if over:
             metrics = self._simulated(arch)
             found = ", ".join(
-                f"{name} = {metrics[name]:.4g} (limit {self.limits[name]:.4g})" if name in metrics else "no tiling"
+                f"{name} = {quantity(name, metrics[name])} (limit {quantity(name, self.limits[name])})"
+                if name in metrics
+                else "no tiling"
                 for name in over
             )
             raise UnreachableLimit(

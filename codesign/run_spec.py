@@ -223,6 +223,9 @@ class RunSpec:
         """
         spec = dataclasses.replace(self, strategy=self.strategy or family(self.family).strategy)
         strategy = spec.search_strategy()
+        strategy = dataclasses.replace(strategy.lasting(self.trials), **{
+            name: getattr(strategy, name) for name in self.strategy_settings if name != "preset"
+        })  # fmt: skip
         if hasattr(strategy, "steps_per_offer") and "steps_per_offer" not in self.strategy_settings:
             offers = math.ceil(self.trials / self.batch_size)  # all steps are taken by the last trial
             strategy = dataclasses.replace(strategy, steps_per_offer=math.ceil(strategy.steps / offers))
@@ -350,6 +353,8 @@ def _is_file(hardware: str) -> bool:
 def open_run(out: str | Path, spec: RunSpec, resume: bool, name: str = SPEC_NAME) -> Iterator[Path]:
     """A run directory that holds ``spec``, made or gone on with, and kept from other processes.
 
+    Where bad input ends a run that was begun here before it has anything to keep, nothing of it is left.
+
     Raises
     ------
     RunDirectoryError
@@ -357,6 +362,7 @@ def open_run(out: str | Path, spec: RunSpec, resume: bool, name: str = SPEC_NAME
         to be resumed.
     """
     folder = Path(out)
+    made, new = not folder.exists(), not (folder / name).exists()
     folder.mkdir(parents=True, exist_ok=True)
     lock = Lock(folder / SPEC_LOCK)
     try:
@@ -367,8 +373,23 @@ def open_run(out: str | Path, spec: RunSpec, resume: bool, name: str = SPEC_NAME
                 raise RunDirectoryError(f"{folder}: it holds {other} but no {name}; choose another directory.")
         spec.write(folder, name)
         yield folder
+    except ValueError:
+        if new and all(_is_no_loss(path) for path in folder.iterdir()):
+            for path in folder.iterdir():
+                path.unlink()
+            if made:
+                folder.rmdir()
+        raise
     finally:
         lock.release()
+
+
+def _is_no_loss(path: Path) -> bool:
+    """Whether a file in the directory of a run holds nothing that took time."""
+    if path.name in (LOG_NAME, "metrics.jsonl"):
+        return not path.stat().st_size
+    return path.is_file() and (path.name in (SPEC_NAME, FRONT_NAME, SPEC_LOCK, "lock", "config.json") or
+                               path.stem == "chip")  # fmt: skip
 
 
 def _check_same(folder: Path, there: RunSpec, here: RunSpec, resume: bool) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from codesign.networks import call_factory
@@ -18,6 +19,8 @@ from codesign.networks import call_factory
 CIFAR = ("resnet20", "resnet32", "resnet44", "resnet56")
 #: How many keys an error names.
 MOST_NAMED = 4
+#: Suffixes of files that torch pickles.
+PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".tar", ".bin")
 
 
 def load_module(source: str, classes: int | None = None) -> nn.Module:
@@ -92,7 +95,7 @@ def load_weights(module: nn.Module, path: str | os.PathLike[str], whose: str = "
 
     weights, own = wanted(read_weights(path)), wanted(module.state_dict())
     missing = [name for name in own if name not in weights]
-    unknown = [name for name in weights if name not in own]
+    unknown = sorted(name for name in weights if name not in own)
     other = [
         f"{name} {_shape(tensor)} and not {_shape(own[name])}"
         for name, tensor in weights.items()
@@ -101,7 +104,12 @@ def load_weights(module: nn.Module, path: str | os.PathLike[str], whose: str = "
     kinds = {"missing": missing, "unknown": unknown, "of another shape": other}
     wrong = [f"{kind}: {_some(names)}" for kind, names in kinds.items() if names]
     if wrong:
-        raise ValueError(f"Weights {str(path)!r}: they must be those of {whose}, but {'; '.join(wrong)}.")
+        prefixed = unknown and all(name.removeprefix("module.") in own for name in unknown)
+        hint = " Names that begin with module. are those of a DataParallel: save its .module." if prefixed else ""
+        raise ValueError(f"Weights {str(path)!r}: they must be those of {whose}, but {'; '.join(wrong)}.{hint}")
+    broken = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise ValueError(f"Weights {str(path)!r}: they must be finite numbers, but those of {_some(broken)} are not.")
     module.load_state_dict(weights, strict=False)
 
 
@@ -124,12 +132,13 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     try:
         return load(content)
     except SafetensorError as error:
-        if zipfile.is_zipfile(path) or content[:1] == pickle.PROTO:  # either may come in a safetensors file too
+        named = path.suffix.lower() in PICKLES
+        if named or zipfile.is_zipfile(path) or content[:1] == pickle.PROTO:  # these may come in a safetensors file too
             raise ValueError(
                 f"Weights {str(path)!r}: they must be a safetensors file, but this is a pickle, which can run any code "
                 'as it is read, so it is not. Convert it where you trust it: python -c "import torch; from '
-                "safetensors.torch import save_file; save_file(torch.load('IN', weights_only=True), "
-                "'OUT.safetensors')\"."
+                "safetensors.torch import save_file; w = torch.load('IN', weights_only=True); "
+                "save_file(w.get('state_dict', w), 'OUT.safetensors')\"."
             ) from None
         raise ValueError(
             f"Weights {str(path)!r}: they must be a safetensors file, but it is damaged: {error}."

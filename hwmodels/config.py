@@ -246,7 +246,7 @@ def _validated(whose: str, cls: type, fields: Mapping[str, Any]) -> Any:
         error = failure.errors(include_url=False)[0]
         cause = error.get("ctx", {}).get("error")
         if isinstance(cause, ValueError):  # raised by the class itself, in its own words
-            raise ValueError(f"{whose}: {cause}") from None
+            raise ValueError(f"{cause}" if str(cause).startswith(f"{whose}: ") else f"{whose}: {cause}") from None
         name = ".".join(str(part) for part in error["loc"])
         raise ValueError(
             f"{whose}: {name}: {error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']!r}."

@@ -167,7 +167,14 @@ def spec(args: argparse.Namespace, base: RunSpec | None = None) -> RunSpec:
         fields["objective"] = args.score
     if "dataset" in fields and "data_dir" not in fields and Path(fields["dataset"]).exists():
         fields["data_dir"] = "."  # what a path starts from
-    if getattr(args, "network", None) and "family" not in fields:
+    if fields.get("weights") and not getattr(args, "network", None) and base.network is None:
+        raise ValueError(
+            "Option --weights: the network must be named too, such as codesign search resnet20 --weights w.safetensors."
+        )
+    network = getattr(args, "network", None)
+    if network and ":" not in network and "dataset" not in fields and base.network is None:
+        raise ValueError(f"Option --data: the data that {network} is for must be named, such as --data cifar10.npz.")
+    if network and "family" not in fields:
         fields["family"] = "bits"
     for name in ("data_dir", "supernet", "weights"):  # a run is repeated from anywhere
         if fields.get(name):
@@ -207,6 +214,8 @@ def _pins(texts: Any) -> dict[str, Any]:
         numbers = bits.split(",")
         if not name.strip() or len(numbers) > 2 or not all(number.strip().isdecimal() for number in numbers):
             raise ValueError(f"Option --pin {text!r}: it must be layer=bits or layer=weight,input, such as first=8.")
+        if name.strip() in pins:
+            raise ValueError(f"Option --pin {text!r}: a layer must be pinned once, but {name.strip()} is already.")
         pins[name.strip()] = [int(number) for number in numbers] if len(numbers) == 2 else int(numbers[0])
     return pins
 

@@ -97,7 +97,13 @@ def shootout(args: argparse.Namespace) -> Shootout:
     from codesign.run_spec import RunSpec
     from codesign.shootout import LIMITS, SHOOTOUT_NAME, STRATEGIES, Shootout
 
+    if not args.minutes >= 0:
+        raise ValueError(f"Option --minutes: it must be a number of at least 0, got {args.minutes}.")
     held = Path(args.out) / SHOOTOUT_NAME
+    if args.network is None and not held.exists():
+        raise ValueError(
+            f"Shootout: {args.out!r} must hold one to be gone on with, but holds none; name a network to begin one."
+        )
     if args.resume and args.network is None and held.exists():
         record = json.loads(held.read_bytes())["shootout"]
         record["limits"] = tuple(tuple(limit) for limit in record["limits"])
@@ -106,7 +112,11 @@ def shootout(args: argparse.Namespace) -> Shootout:
     limits = args.limits or list(LIMITS)
     del args.limits
     spec = run_arguments.spec(args, RunSpec(family="bits", objective=args.score))
-    names = STRATEGIES if args.strategies == "all" else tuple(name.strip() for name in args.strategies.split(","))
+    names = (
+        STRATEGIES
+        if args.strategies == "all"
+        else tuple(name.strip() for name in args.strategies.split(",") if name.strip())
+    )
     return Shootout(
         spec, names, tuple(tuple(text.split(",")) for text in limits), args.evaluations, args.seeds,
         tune_epochs=args.tune_epochs, tune_limits=_numbers(args.tune_limits, len(limits)),

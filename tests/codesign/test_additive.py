@@ -59,6 +59,24 @@ def test_neighbours_come_by_their_predicted_loss_around_the_best_so_far(small):
     assert not any(wasteful)  # no operand of any candidate could have more bits within the limits
 
 
+def test_milp_takes_a_limit_on_throughput_as_one_on_latency_and_refuses_products_at_once():
+    free = problem(bits=BITS)
+    latency_s = 0.6 * free.price(free.space.reference).latency_s
+    batch = free.space.workload(free.space.reference).batch
+    fast = replace(free, limits={"frames_per_s": batch / latency_s})
+    found = sensitivities(free.accuracy, free.space).monotone()
+    same = Milp().best(replace(free, limits={"latency_s": latency_s}), found)
+    assert Milp().best(fast, found)[0] == same[0] and fast.feasible(same[0])
+    Milp().check(fast)
+    with pytest.raises(ValueError, match=r"limits must be on sums over layers .*, got edp_js; choose greedy"):
+        Milp().check(replace(free, limits={"edp_js": 1.0}))
+
+
+def test_a_budget_that_measures_nothing_is_refused():
+    with pytest.raises(ValueError, match="must have at least 2 image passes each, got 10 in all"):
+        Milp().spending(problem(bits=BITS), 10)
+
+
 def test_greedy_takes_the_step_that_saves_most_for_what_it_loses():
     free = problem(bits=BITS)
     space = free.space
@@ -116,7 +134,7 @@ def test_what_it_spends_is_what_it_evaluates(small):
         each = passes // apart
         assert Milp().spending(small, passes) == Milp(each - each // 4, each // 4, pairs=False)
         assert Milp(statistics_share=0.5).spending(small, passes).statistics == each // 2
-    assert Milp().spending(small, 1).training_passes(small) == 2 * apart
+    assert Milp().spending(small, 2 * apart).training_passes(small) == 2 * apart
     kept = replace(of, statistics=None)
     assert Milp().spending(problem({"energy_j": 0.6}, kept), apart * 64) == Milp(images=64, pairs=False)
     calls = []

@@ -1,6 +1,8 @@
 """A trained network's bits from the command line: search, train, evaluate, export; and what is refused."""
 
 import json
+import math
+import pickle
 import re
 import sys
 from dataclasses import replace
@@ -17,6 +19,10 @@ from codesign.export import load_export
 from codesign.family_bits import reach_table
 from codesign.metrics import quantity
 from codesign.run import load_run
+from codesign.run_spec import RunSpec
+from codesign.strategies import HAQ
+from codesign.trained import FinalTraining
+from codesign.tuned_accuracy import TUNING_RATE
 
 NETWORK = """
 from torch import nn
@@ -41,6 +47,14 @@ class WithHelpers(nn.Module):
         if self.training:
             self.aux(x)
         return self.fc(nn.functional.linear(x, self.mix.weight))
+
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.again, self.fc = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3), nn.Linear(4, 10)
+
+    def forward(self, x):
+        return self.fc(self.again(self.again(self.conv(x))).mean(dim=(2, 3)))
 """
 
 
@@ -119,7 +133,7 @@ def test_training_begins_with_the_weights_of_the_file_unless_told_otherwise(plac
 def trained_command(command):
     from codesign.commands import train
     from codesign.run import load_run
-    from codesign.trained import FinalTraining, train_trial
+    from codesign.trained import train_trial
 
     words = command.split()
     start = words[words.index("--from") + 1] if "--from" in words else "weights"
@@ -167,7 +181,7 @@ def test_heads_that_run_in_training_alone_and_weights_that_others_read_stay_in_f
     save_file(tensors, place / "h.safetensors")
     command = BASE.replace("small_task:net", "my_small_nets:WithHelpers").replace("w.safe", "h.safe")
     assert codesign(command + "--strategy random --out h") == 2
-    assert "runs as a module to be quantized, but mix is not; leave" in capsys.readouterr().err
+    assert "runs once, as a module, to be quantized, but mix is not; leave" in capsys.readouterr().err
     assert codesign(command + "--float-layers auto --strategy random --out h") == 0
     run = load_run(place / "h")
     assert list(run.spec.space().layer_bits(run.trial().arch)) == ["conv", "mix", "fc"]
@@ -205,12 +219,116 @@ def test_both_ends_of_the_range_of_a_limit_are_said(bits, widest, name, end):
         ("--normalize 0,0/1,1", "a number for each of the 1 channels, got 2"),
         ("--strategy-set preset=odd", "its presets are: none; got 'odd'"),
         ("--strategy mpnas", "supernet"),
-        ("--limit edp_js=0.5x", "limits must be on sums"),
+        ("--limit edp_js=0.5x", "limits must be on sums over layers (latency_s, energy_j, macs"),
+        ("--strategy cursor --strategy-set cost=edp_js", "cost must be a sum over the cost table"),
+        ("--strategy dnas --bits 4", "there must be two bitwidths to mix, got bits=(4,)"),
+        ("--pin 0=8 --pin 0=4", "a layer must be pinned once, but 0 is already"),
+        ("--pin first=8 --pin 0=4", "a layer must be pinned once, but first and 0 are one"),
+        ("--network-set statistics=all", "statistics must be one of match, renew, keep, got 'all'"),
+        ("--weights p0.pth", "this is a pickle"),
+        ("--weights nan.safetensors", "they must be finite numbers, but those of 0.weight are not"),
+        ("--weights parallel.safetensors", "Names that begin with module. are those of a DataParallel"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(refused, command, message):
+def test_what_is_wrong_is_said_in_one_line_and_leaves_nothing(place, refused, command, message):
+    weights = _trained(512, 30)[0].state_dict()
+    save_file({f"module.{name}": tensor.clone() for name, tensor in weights.items()}, place / "parallel.safetensors")
+    broken = {**weights, "0.weight": torch.full_like(weights["0.weight"], math.nan)}
+    save_file({name: tensor.clone() for name, tensor in broken.items()}, place / "nan.safetensors")
+    (place / "p0.pth").write_bytes(pickle.dumps({"0.weight": 1}, protocol=0))
+    before = sorted(place.iterdir())
     said = refused(BASE + command + " --out x")
     assert message in said and said.strip().splitlines()[-1].startswith("codesign: error:")
+    assert said.count("Network: ") <= 1
+    assert sorted(place.iterdir()) == before
+
+
+def test_bad_input_in_a_directory_that_is_there_takes_nothing_else_of_it(place, refused):
+    (place / "x").mkdir()
+    (place / "x" / "notes.txt").write_text("mine")
+    refused(BASE + "--weights none.safetensors --out x")
+    assert {path.name for path in (place / "x").iterdir()} >= {"notes.txt"}
+    (place / "x" / "notes.txt").unlink()
+    for path in (place / "x").iterdir():
+        path.unlink()
+    refused(BASE + "--weights none.safetensors --out x")
+    assert list((place / "x").iterdir()) == []
+    assert codesign(BASE + "--strategy random --out x") == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("search --weights w.safetensors --out x", "the network must be named too"),
+        ("search resnet20 --weights w.safetensors --out x", "the data that resnet20 is for must be named"),
+        ("shootout --resume --out nowhere", "holds none; name a network to begin one"),
+        ("shootout small_task:net --weights w.safetensors --data d.npz --minutes nan --out x", "at least 0, got nan"),
+    ],
+)
+def test_what_is_not_named_is_asked_for(place, refused, command, message):
+    assert message in refused(command)
+
+
+def test_a_result_is_tested_and_exported_without_training(place, capsys):
+    assert codesign(BASE + "--strategy greedy --limit energy_j=0.6x --out a") == 0
+    capsys.readouterr()
+    assert codesign("evaluate a --json") == 0
+    found = json.loads(capsys.readouterr().out)
+    run = load_run(place / "a")
+    assert found["epochs"] == 0 and found["meets_limits"] and found["agreement"] == 1
+    assert found["search"]["loss"] == pytest.approx(run.trial().metrics["loss"], rel=1e-4)
+    assert codesign("evaluate a") == 0 and "the given weights, quantized" in capsys.readouterr().out
+    assert codesign("export a --out net") == 0
+    network, _ = load_export(place / "net")
+    weights = _trained(512, 30)[0].state_dict()
+    assert torch.equal(network.state_dict()["0.weight"], weights["0.weight"])
+    assert codesign("train a --epochs 2") == 0  # what was not trained is not in its way
+    said = capsys.readouterr().out
+    assert "as the search scored it" in said
+    assert codesign("evaluate a --json") == 0
+    assert json.loads(capsys.readouterr().out)["epochs"] == 2
+    assert codesign("train a --epochs 0 --from scratch --out s") == 2
+    assert "epochs must be at least 1 from scratch, got 0" in capsys.readouterr().err
+
+
+def test_a_network_is_tuned_at_a_rate_that_keeps_what_it_knows():
+    _, data = _trained(512, 30)
+    assert FinalTraining.for_images(data.train, start="weights").quantized_rate == TUNING_RATE
+    assert FinalTraining.for_images(data.train, start="weights", quantized_rate=0.3).quantized_rate == 0.3
+    assert FinalTraining.for_images(data.train).quantized_rate > TUNING_RATE
+
+
+def test_data_that_show_some_of_the_classes_will_do_to_choose_bits(place):
+    arrays = dict(np.load("d.npz"))
+    for part in ("train", "test"):
+        some = np.isin(arrays[f"y_{part}"], (1, 4, 9) if part == "train" else (0, 4, 9))
+        arrays |= {f"{name}_{part}": arrays[f"{name}_{part}"][some] for name in "xy"}
+    np.savez("some.npz", **arrays)
+    command = BASE.replace("d.npz", "some.npz").replace("--n-search 64", "--n-search 20")
+    assert codesign(command + "--strategy random --out a") == 0
+
+
+def test_a_layer_that_runs_twice_is_named_and_with_auto_left_in_float(place, capsys):
+    save_file({name: tensor.clone() for name, tensor in mixed("Twice").state_dict().items()}, place / "t.safetensors")
+    command = BASE.replace("small_task:net", "my_small_nets:Twice").replace("w.safe", "t.safe") + "--strategy random "
+    assert codesign(command + "--out t") == 2
+    assert "that runs once, as a module, to be quantized, but again, again@2 are not" in capsys.readouterr().err
+    assert codesign(command + "--float-layers auto --out t") == 0
+    assert load_run(place / "t").spec.space().searched == ("conv", "fc")
+
+
+def test_without_a_limit_it_is_said_which_trial_a_course_ended_with(place, caplog):
+    steps = "--strategy-set steps=4 --supernet-set batch_size=32 "
+    assert codesign(BASE + f"--strategy cursor {steps} --trials 4 --batch-size 2 --out a") == 0
+    assert "is trial 2: give --trial 2" in caplog.text
+
+
+def test_schedules_last_over_the_trials_unless_set():
+    spec = RunSpec(family="bits", network="n", weights="w", strategy="haq", trials=60)
+    assert spec.completed().strategy_settings["warmup"] == HAQ().lasting(60).warmup == 2
+    kept = replace(spec, strategy_settings={"warmup": 7}).completed()
+    assert kept.strategy_settings["warmup"] == 7
+    assert kept.strategy_settings["noise_decay"] == HAQ().lasting(60).noise_decay
 
 
 def test_a_layer_that_cannot_be_quantized_is_named(place, capsys):

@@ -12,7 +12,7 @@ from codesign.run_directory import pack_state, unpack_state
 from codesign.search import search
 from codesign.strategies import STRATEGIES, AbstractSampler, Reinforce
 from codesign.strategies.base import keep_rng, use_rng
-from codesign.strategies.policy import draw, entropy_gradient, policy_gradient, probabilities
+from codesign.strategies.policy import draw, entropy_gradient, even_logits, policy_gradient, probabilities
 from codesign.strategies.reinforce import value_usage, within_limits
 from codesign.trial import Trial, best_trial
 
@@ -167,10 +167,19 @@ def test_reinforce_finds_the_optimum_of_a_small_problem():
     toy = problem(limit=0.5, n_layers=2)
     archs = [tuple(int(i) for i in arch) for arch in np.ndindex(*toy.space.option_counts)]
     optimum = min(toy.accuracy(arch)["error"] for arch in archs if toy.feasible(arch))
-    trials = search(toy, Reinforce(), 300, seed=0)
+    trials = search(toy, Reinforce(fill=False), 300, seed=0)  # filled up, it begins near the optimum
     assert best_trial(trials).metrics["error"] == optimum
     late = np.mean([t.metrics["error"] for t in trials[-50:]])
     assert late < 0.5 * np.mean([t.metrics["error"] for t in trials[:50]])
+
+
+@pytest.mark.parametrize("fill", [True, False])
+def test_reinforce_leaves_no_room_in_limits_unless_told_to(fill):
+    limited = problem()
+    trials = search(limited, Reinforce(fill=fill), 30, seed=1)
+    even = np.where(np.isfinite(even_logits(limited.space)), 1.0, 0.0)
+    full = [limited.fill(trial.arch, even / even.sum(axis=1, keepdims=True)) == trial.arch for trial in trials]
+    assert all(full) == fill and all(trial.feasible for trial in trials)
 
 
 def test_the_policy_within_limits_is_the_nearest_one_that_meets_them():
