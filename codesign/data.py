@@ -108,8 +108,8 @@ class Data:
 
     @property
     def classes(self) -> int:
-        """Labels are below it."""
-        return int(max(part.labels.max() for part in self)) + 1
+        """Labels of the training and of the search set are below it."""
+        return int(max(part.labels.max() for part in (self.train, self.search))) + 1
 
     def to(self, device: torch.device | str) -> Data:
         """The same on another device."""

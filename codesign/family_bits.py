@@ -230,10 +230,11 @@ class BitsFamily(AbstractFamily):
 
     def _check(self, spec: RunSpec, data: Data) -> None:
         _, classes = self.reads(spec)
-        if data.classes > classes:
+        labelled = int(max(part.labels.max() for part in data)) + 1
+        if labelled > classes:
             raise ValueError(
                 f"Data {spec.dataset!r}: labels must be among the {classes} outputs of {spec.network}, got "
-                f"{data.classes} classes; set classes=, or give the data that the weights are for."
+                f"{labelled} classes; set classes=, or give the data that the weights are for."
             )
 
 

@@ -95,7 +95,7 @@ def error_of(arch):
     return {"error": sum(1 / (1 + option) for option in arch)}
 
 
-@pytest.mark.parametrize("strategy", [Random(), Reinforce()])
+@pytest.mark.parametrize("strategy", [Random(), Reinforce(fill=False)])
 def test_searches_choose_the_chip_within_limits_on_area_and_latency(space, strategy):
     areas = [BitFusion(cols=16, rows=rows).area_mm2 for rows in FIELDS["rows"]]
     fast = estimate(NETWORKS.workload((0, 0)), chip_of((0, 0, 1, 1))).latency_s

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from toys import Roofline, RoundingError, network, problem
 
+from codesign.metrics import quantity
 from codesign.nets.mobilenetv2 import MobileNetV2Space
 from codesign.problem import Problem, UnreachableLimit
 from codesign.space import BitwidthSpace
@@ -64,7 +65,8 @@ def test_a_limit_below_the_cheapest_network_names_it_and_what_it_costs():
     toy = problem(limit=None)
     cheapest = toy.price(toy.space.uniform(2)).energy_j
     hopeless = Problem(toy.space, toy.accuracy, toy.hardware, {"energy_j": 0.99 * cheapest})
-    with pytest.raises(UnreachableLimit, match=rf"energy_j = {cheapest:.4g} .* It is 2 for all of its 6 choices"):
+    said = quantity("energy_j", cheapest)
+    with pytest.raises(UnreachableLimit, match=rf"energy_j = {said} .* It is 2 for all of its 6 choices"):
         hopeless.witness  # noqa: B018
 
 
