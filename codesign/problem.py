@@ -336,7 +336,7 @@ class Problem:
         ----------
         arch : tuple of int
         policy : ndarray, shape (n_fields, n_values)
-            Probability of each value of each field (`AbstractSpace.split`).
+            Probability of each value of each field (`AbstractSpace.split`), or what else it is worth.
         least : float
             Fields are raised where the probability of larger values is above this.
 

@@ -259,8 +259,13 @@ class _Training(AbstractTraining):
         return []
 
     def _filled(self, arch: Arch) -> Arch:
-        even = np.full((len(self.space.choices), len(self.space.bits)), 1 / len(self.space.bits))
-        return self.problem.fill(arch, even)
+        """The arch with the room that limits leave used, first where more bits promise most for it."""
+        n_operands = len(self.space.operands)
+        increase = self.found.increase
+        alone = [increase[:, :, -1], increase[:, -1, :]][:n_operands]  # (n_layers, n_bits), the other at its widest
+        losses = np.stack(alone, axis=1).reshape(len(self.space.choices), -1)
+        gains = np.concatenate([np.zeros((len(losses), 1)), losses[:, :-1] - losses[:, 1:]], axis=1)
+        return self.problem.fill(arch, gains, least=-math.inf)
 
     def _neighbours(self, centre: Arch, taken: set[Arch]) -> Iterable[Arch]:
         """Archs within the limits near one, filled up, that were not evaluated, by their predicted loss."""
