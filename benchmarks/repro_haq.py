@@ -51,7 +51,8 @@ from codesign.strategies import HAQ, Milp, Random
 from codesign.strategies.base import AbstractStrategy
 from codesign.torch_networks import load_module, load_weights
 from codesign.trial import best_trial
-from hwmodels import BitFusion, estimate
+from hwmodels import estimate
+from hwmodels.bitfusion import bf_e_few_units, bf_e_low_bandwidth
 from hwmodels.cost import BOUNDS, LayerCost
 from hwmodels.from_torch import from_torch
 from hwmodels.workload import Layer, Workload
@@ -60,8 +61,8 @@ RESULTS = Path(__file__).parent / "results"
 N_CALIBRATION, N_SEARCH, N_REPORT = 100, 150, 250
 #: The default chip with an eighth of its DRAM interface, and one with a sixteenth of its units.
 CHIPS = {
-    "bandwidth-starved": BitFusion(dram_bits_per_cycle=24),
-    "compute-starved": BitFusion(rows=8, cols=4, dram_bits_per_cycle=192),
+    "bandwidth-starved": bf_e_low_bandwidth(),
+    "compute-starved": bf_e_few_units(),
 }
 #: Fields that tell them apart.
 FIELDS = ("rows", "cols", "dram_bits_per_cycle", "clock_hz")

@@ -38,6 +38,8 @@ HARDWARE: dict[str, Callable[[], HardwareModel]] = {
     "bitfusion-x4": partial(bitfusion.bf_e_scaled, 4),
     "bitfusion-x8": partial(bitfusion.bf_e_scaled, 8),
     "bitfusion-16bit": bitfusion.bf_e_16bit,
+    "bitfusion-low-bandwidth": bitfusion.bf_e_low_bandwidth,
+    "bitfusion-few-units": bitfusion.bf_e_few_units,
     "int2-array": partial(mac_array.int_array, 2),
     "int4-array": partial(mac_array.int_array, 4),
     "int8-array": partial(mac_array.int_array, 8),

@@ -410,6 +410,16 @@ def bf_e_scaled(factor: int) -> BitFusion:
     )  # fmt: skip
 
 
+def bf_e_low_bandwidth() -> BitFusion:
+    """bf_e with an eighth of its DRAM interface, so that nearly every layer waits for it; not a published chip."""
+    return BitFusion(dram_bits_per_cycle=24)
+
+
+def bf_e_few_units() -> BitFusion:
+    """bf_e with a sixteenth of its Fusion Units, so that hardly any layer waits for DRAM; not a published chip."""
+    return BitFusion(rows=8, cols=4)
+
+
 def bf_e_16bit() -> BitFusion:
     """bf_e of 16-bit Fusion Units, its weight buffer widened with them; not a published chip."""
     return BitFusion(max_bits=16, weight_buffer_bytes=262144)
