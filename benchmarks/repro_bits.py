@@ -157,20 +157,20 @@ def keep(network: str, work: Path) -> ShootoutReport:
     return report
 
 
-def restore(network: str, work: Path, arena: Arena | None) -> None:
+def restore(network: str, work: Path) -> None:
     """Put what is known from earlier work back into a work folder that lacks it; what failed is tried again.
 
     Raises
     ------
     SystemExit
-        Where it is of another experiment than that of the arena.
+        Where it is of another experiment than the one in the folder.
     """
     path = RESULTS / f"bits_{network}.json"
     if not path.exists():
         return
     known = json.loads(path.read_bytes())
-    if arena is not None:
-        now = portable(arena.shootout.record())
+    if (work / network / SHOOTOUT_NAME).exists():
+        now = portable(ShootoutReport.load(work / network).record)
         lines = list(differences({name: known.get(name) for name in now}, now, "experiment"))
         if lines:
             raise SystemExit(f"{path}: it holds another experiment ({'; '.join(lines)}); move it away to begin anew.")
@@ -206,12 +206,12 @@ def main() -> None:
     for network in args.networks.split(","):
         done = True
         if args.report:
-            restore(network, args.work, None)
+            restore(network, args.work)
             if not (args.work / network).exists():
                 continue
         else:
             arena = Arena(shootout(network, args.data, args.weights), args.work / network, resume=True)
-            restore(network, args.work, arena)
+            restore(network, args.work)
             minutes = (end - time.monotonic()) / 60
             done = arena.run(say=lambda text: print(text, flush=True), minutes=minutes)
         report = keep(network, args.work)

@@ -196,10 +196,12 @@ def quantized_trial(
     ValueError
         Where there is no such trial, or the run is not one of the bits of a trained network.
     """
-    trial = run.trial(which)
+    folder = run.path / "quantized" / str(run.trial(which).number)
+    if (folder / RESULT_NAME).exists():
+        return load_trained(run, which, folder)
     data = data or run.spec.data()
     training = FinalTraining.for_images(data.train, epochs=0, start="weights")
-    return train_trial(run, which, training, run.path / "quantized" / str(trial.number), data, device)
+    return train_trial(run, which, training, folder, data, device)
 
 
 def train_trial(

@@ -38,14 +38,13 @@ def add_trained_argument(parser: argparse.ArgumentParser) -> None:
 
 def trained_of(args: argparse.Namespace) -> Trained:
     """The trained network; where bits were searched and none was trained, that with the weights as they were given."""
-    from codesign.trained import load_trained, quantized_trial, trained_folder
+    from codesign.trained import RESULT_NAME, load_trained, quantized_trial, trained_folder
 
     found = loaded_run(args)
-    if args.trained is None and found.spec.family == "bits":
-        folder = trained_folder(found, found.trial(args.trial))
-        if not (folder / "result.json").exists():
-            return quantized_trial(found, args.trial)
-    return load_trained(found, args.trial, args.trained)
+    kept = args.trained or trained_folder(found, found.trial(args.trial))
+    if args.trained is None and found.spec.family == "bits" and not (kept / RESULT_NAME).exists():
+        return quantized_trial(found, args.trial)
+    return load_trained(found, args.trial, kept)
 
 
 def run(args: argparse.Namespace) -> int:

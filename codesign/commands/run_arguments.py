@@ -167,11 +167,11 @@ def spec(args: argparse.Namespace, base: RunSpec | None = None) -> RunSpec:
         fields["objective"] = args.score
     if "dataset" in fields and "data_dir" not in fields and Path(fields["dataset"]).exists():
         fields["data_dir"] = "."  # what a path starts from
-    if fields.get("weights") and not getattr(args, "network", None) and base.network is None:
+    network = getattr(args, "network", None)
+    if fields.get("weights") and not network and base.network is None:
         raise ValueError(
             "Option --weights: the network must be named too, such as codesign search resnet20 --weights w.safetensors."
         )
-    network = getattr(args, "network", None)
     if network and ":" not in network and "dataset" not in fields and base.network is None:
         raise ValueError(f"Option --data: the data that {network} is for must be named, such as --data cifar10.npz.")
     if network and "family" not in fields:

@@ -260,6 +260,8 @@ def test_medians_and_hypervolumes_are_those_of_their_formulas():
     total = [line.split() for line in said.splitlines() if line.startswith("all ")]
     hours = sum(1.0 for _ in rows) / 3600
     assert total == [["all", str(len(rows) + len(finals)), f"{hours:.2f}", "0.00"]]
+    assert spread([1.0, 3.0, 2.0], "{:.1f}") == "2.0 [1.0, 3.0]" and spread([], "{}") == "-"
+    assert spread([2.0, 2.0], "{:.1f}") == "2.0"
 
 
 def test_strategies_that_found_the_same_are_drawn_once_and_the_widest_uniform_bits_within_a_limit_are_told():
@@ -288,7 +290,6 @@ def test_strategies_that_found_the_same_are_drawn_once_and_the_widest_uniform_bi
     labels = [text.get_text() for text in single.plot().get_yticklabels()]
     assert labels == ["milp = greedy", "random", "uniform 4 bits"]
     assert "hypervolume" not in str(single)
-    assert spread([1.0, 3.0, 2.0], "{:.1f}") == "2.0 [1.0, 3.0]" and spread([], "{}") == "-"
 
 
 def test_sensitivities_from_the_command_line_are_those_of_the_function(place, capsys):
