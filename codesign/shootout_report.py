@@ -142,9 +142,11 @@ class ShootoutReport:
     def __str__(self) -> str:
         n, failures = len(self.seeds), self._failures()
         failed = len(self.rows) - len(self.found)
+        begun = len({row["seed"] for row in self.rows})
+        of = f"{n} seed{'' if n == 1 else 's'}" if begun == n else f"what is known of {begun} seeds ({n} complete)"
         parts = [
-            f"{len(self.found)} searches{f', and {failed} that failed' if failed else ''}; medians over {n} "
-            f"seed{'' if n == 1 else 's'}, ranges in brackets",
+            f"{len(self.found)} searches{f', and {failed} that failed' if failed else ''}; medians over {of}, "
+            "ranges in brackets",
             f"Accuracy on the test set after the search, % (weights as given, steps calibrated){self._given('test')}:",
             self._accuracies("test"),
         ]
