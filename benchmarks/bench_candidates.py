@@ -104,13 +104,16 @@ def main() -> None:
     parser.add_argument("--weights", required=True)
     parser.add_argument("--network", default="resnet20")
     parser.add_argument("--images", type=int, default=1000)
-    parser.add_argument("--statistics", type=int, default=0, help="images for BatchNorm statistics; 0: they are kept")
+    parser.add_argument(
+        "--statistics", type=int, default=128, help="images to match BatchNorm statistics on; 0: they are kept"
+    )
     parser.add_argument("--candidates", type=int, default=20)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--table", action="store_true", help="measure a whole sensitivity table too")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    settings = {"calibration": max(128, args.statistics), "statistics": "match" if args.statistics > 0 else "keep"}
+    matched = args.statistics > 0
+    settings = {"calibration": args.statistics or 128, "statistics": "match" if matched else "keep"}
     spec, data = prepared(RunSpec(
         family="bits", network=args.network, weights=args.weights, dataset=args.data, data_dir=".",
         normalize="imagenet", n_train=1000, n_search=args.images, n_test=100, network_settings=settings,
@@ -138,8 +141,10 @@ def main() -> None:
     record["tau"] = order
     text = (
         f"# Candidates a second, {args.network}\n\nCommand: `python benchmarks/bench_candidates.py --data cifar10.npz "
-        f"--weights FILE`. {args.images} images, {args.statistics} for BatchNorm statistics, {args.threads} threads; "
-        "mean seconds of a candidate afresh, and how many times as many in the same time.\n\n"
+        f"--weights FILE --network {args.network} --images {args.images} --statistics {args.statistics} --candidates "
+        f"{args.candidates} --threads {args.threads}{' --table' * args.table}`. BatchNorm statistics are "
+        f"{'matched' if matched else 'kept'}; mean seconds of a candidate afresh, and how many times as many there are "
+        "in the same time.\n\n"
     )
     text += "\n".join(lines) + "\n\nKendall's tau of the losses against those afresh: "
     text += "; ".join(
@@ -156,7 +161,7 @@ def main() -> None:
         text += f"\nA table of {len(task.space.searched)} layers by {n // len(task.space.searched)} options: "
         text += f"{record['table_s']:.0f} s.\n"
     print(text)
-    name = f"bench_candidates_{args.network}{'_renewed' if args.statistics else ''}"
+    name = f"bench_candidates_{args.network}{'' if matched else '_kept'}"
     (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
     (RESULTS / f"{name}.md").write_text(text)
 

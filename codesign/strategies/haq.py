@@ -65,6 +65,8 @@ class HAQ(AbstractSampler):
         How bits that are over a limit are brought within: all actions alike
         (`codesign.strategies.enforcement.move_evenly`), or lowered from the last layer to the first, as the paper
         does (`codesign.strategies.enforcement.sweep_down`).
+    fill : bool
+        Use the room that limits leave then (`Problem.fill`), what costs least first.
 
     Raises
     ------
@@ -79,15 +81,18 @@ class HAQ(AbstractSampler):
     has an equal share (`options_of`); for bits without a gap that is :math:`b = \mathrm{round}(b_{min} - 0.5 + a \,
     (b_{max} - b_{min} + 1))`. While it learns, actions are normal around the actor's, truncated to [0, 1].
 
-    The bits are then brought within all limits, and evaluated. That is a part of what the agent acts on: as in the
-    authors' program, the actions remembered are those it took, not the bits that were left of them, so the actor
-    learns what to ask for given what becomes of it. All transitions of the episode earn its final reward, minus
-    ``reward_scale`` times the objective. The paper counts from the accuracy of the network before it was quantized;
-    as a baseline, a moving mean, is subtracted from rewards before anything is learned from them, where they count
-    from is of no consequence. A candidate whose objective is not a number counts as the worst seen.
+    The bits are then brought within all limits, filled up to them, and evaluated. That is a part of what the agent
+    acts on: as in the authors' program, the actions remembered are those it took, not the bits that became of them,
+    so the actor learns what to ask for given what becomes of it. All transitions of the episode earn its final
+    reward, minus ``reward_scale`` times the objective. The paper counts from the accuracy of the network before it
+    was quantized; as a baseline, a moving mean, is subtracted from rewards before anything is learned from them,
+    where they count from is of no consequence. A candidate whose objective is not a number counts as the worst
+    seen.
 
     `HAQ.paper` lowers bits in the paper's order, without asking whether a step helped. Where 5 to 8 bits take the
     same time, that loses bits for nothing; where fewer bits cost more, it can pass by networks that meet the limits.
+    Nor does it raise any: an agent that asks for little gets little, and where all that it tries is alike, as with an
+    actor whose sigmoid is at an end of its range, it stays so.
 
     Whole episodes are remembered, as many as have ``replay`` transitions for each layer, and batches are drawn from
     them with replacement. Arithmetic is in single precision. What an episode costs besides its evaluation is
@@ -113,6 +118,7 @@ class HAQ(AbstractSampler):
     discount: float = 1.0
     soft_update: float = 0.01
     enforcement: Literal["even", "sweep"] = "even"
+    fill: bool = True
 
     def __post_init__(self) -> None:
         def check(names: str, rule: str, holds: Any) -> None:
@@ -129,8 +135,8 @@ class HAQ(AbstractSampler):
 
     @classmethod
     def paper(cls) -> Self:
-        """As printed: bits over a limit are lowered from the last layer to the first."""
-        return cls(enforcement="sweep")
+        """As printed: bits over a limit are lowered from the last layer to the first, and none are raised."""
+        return cls(enforcement="sweep", fill=False)
 
     def lasting(self, n_trials: int) -> Self:
         """With the random episodes and the decay of the noise of `PAPER_EPISODES` drawn together, or out."""
@@ -184,8 +190,10 @@ class HAQ(AbstractSampler):
 
     def enforced(self, problem: Problem, actions: Floats) -> Arch:
         """The arch of an episode's actions, shape (n_steps,), within the limits."""
-        arch = tuple(options_of(actions, len(_bitwidths(problem).bits)).tolist())
-        return sweep_down(problem, arch) if self.enforcement == "sweep" else move_evenly(problem, arch, actions)
+        n_options = len(_bitwidths(problem).bits)
+        arch = tuple(options_of(actions, n_options).tolist())
+        arch = sweep_down(problem, arch) if self.enforcement == "sweep" else move_evenly(problem, arch, actions)
+        return problem.fill(arch, np.full((len(arch), n_options), 1 / n_options)) if self.fill else arch
 
     def tell(self, problem: Problem, state: State, trials: Sequence[Trial]) -> State:
         space, rng = _bitwidths(problem), use_rng(state)
