@@ -46,7 +46,8 @@ class HAQ(AbstractSampler):
     noise : float
         Standard deviation of actions around the actor's at the first episode after those.
     noise_decay : float
-        Factor on it at each episode.
+        Factor on it at each episode; where all `PAPER_EPISODES` take place a twentieth is left at the end, with the
+        paper's 0.99 a three-hundredth.
     replay : int
         Transitions remembered, for each layer searched.
     batch : int
@@ -59,8 +60,10 @@ class HAQ(AbstractSampler):
         Share of the way that the baseline goes towards the mean reward of each batch.
     hidden : int
         Units of each of the two hidden layers of actor and critic.
-    actor_rate, critic_rate, discount, soft_update : float
+    actor_rate, critic_rate, soft_update : float
         See `codesign.strategies.ddpg.DDPG`.
+    discount : float
+        Worth of a later step's reward; with 0 what an action is worth is the reward of its episode.
     enforcement : {"even", "sweep"}
         How bits that are over a limit are brought within: all actions alike
         (`codesign.strategies.enforcement.move_evenly`), or lowered from the last layer to the first, as the paper
@@ -94,6 +97,12 @@ class HAQ(AbstractSampler):
     Nor does it raise any: an agent that asks for little gets little, and where all that it tries is alike, as with an
     actor whose sigmoid is at an end of its range, it stays so.
 
+    The paper's discount is 1. But each transition has the reward of the whole episode already, so it would be counted
+    once for every step that is left: worth is then ruled by how many these are, and what the action does to it is
+    lost in that. Of a search that is shorter than the paper's the first steps end at one end of their range or the
+    other, by chance, and stay there once the noise has faded. So the discount is 0, the noise fades less, and `lasting`
+    keeps the random episodes; `benchmarks/ablate_haq.py` measures what each is worth.
+
     Whole episodes are remembered, as many as have ``replay`` transitions for each layer, and batches are drawn from
     them with replacement. Arithmetic is in single precision. What an episode costs besides its evaluation is
     almost only its updates, one a step.
@@ -106,7 +115,7 @@ class HAQ(AbstractSampler):
 
     warmup: int = 20
     noise: float = 0.5
-    noise_decay: float = 0.99
+    noise_decay: float = 0.995
     replay: int = 128
     batch: int = 64
     updates: int = 1
@@ -115,7 +124,7 @@ class HAQ(AbstractSampler):
     hidden: int = 300
     actor_rate: float = 1e-4
     critic_rate: float = 1e-3
-    discount: float = 1.0
+    discount: float = 0.0
     soft_update: float = 0.01
     enforcement: Literal["even", "sweep"] = "even"
     fill: bool = True
@@ -135,15 +144,14 @@ class HAQ(AbstractSampler):
 
     @classmethod
     def paper(cls) -> Self:
-        """As printed: bits over a limit are lowered from the last layer to the first, and none are raised."""
-        return cls(enforcement="sweep", fill=False)
+        """As printed: bits over a limit are lowered from the last layer to the first, none are raised, discount 1."""
+        return cls(noise_decay=0.99, discount=1.0, enforcement="sweep", fill=False)
 
     def lasting(self, n_trials: int) -> Self:
-        """With the random episodes and the decay of the noise of `PAPER_EPISODES` drawn together, or out."""
-        share = n_trials / PAPER_EPISODES
-        return dataclasses.replace(
-            self, warmup=max(1, round(self.warmup * share)), noise_decay=self.noise_decay ** (1 / share)
-        )
+        """With noise that fades over so many episodes as far as over `PAPER_EPISODES`; a fifth at most are random."""
+        warmup = min(self.warmup, n_trials // 5)
+        share = (n_trials - warmup) / max(1, PAPER_EPISODES - self.warmup)
+        return dataclasses.replace(self, warmup=warmup, noise_decay=self.noise_decay ** (1 / share))
 
     @property
     def _agent(self) -> DDPG:

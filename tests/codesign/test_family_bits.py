@@ -325,10 +325,10 @@ def test_without_a_limit_it_is_said_which_trial_a_course_ended_with(place, caplo
 
 def test_schedules_last_over_the_trials_unless_set():
     spec = RunSpec(family="bits", network="n", weights="w", strategy="haq", trials=60)
-    assert spec.completed().strategy_settings["warmup"] == HAQ().lasting(60).warmup == 2
+    assert spec.completed().strategy_settings["warmup"] == HAQ().lasting(60).warmup == 12
     kept = replace(spec, strategy_settings={"warmup": 7}).completed()
     assert kept.strategy_settings["warmup"] == 7
-    assert kept.strategy_settings["noise_decay"] == HAQ().lasting(60).noise_decay
+    assert kept.strategy_settings["noise_decay"] == HAQ(warmup=7).lasting(60).noise_decay
 
 
 def test_a_layer_that_cannot_be_quantized_is_named(place, capsys):

@@ -146,10 +146,13 @@ def slowly_down(toy, arch):
     return tuple(options)
 
 
-def test_fewer_episodes_have_fewer_random_ones_and_noise_that_fades_as_far():
-    short, long = HAQ().lasting(150), HAQ()
-    assert short.warmup == 5 and HAQ().lasting(600) == long
-    assert short.noise_decay**150 == pytest.approx(long.noise_decay**600)
+@pytest.mark.parametrize("strategy", [HAQ(), HAQ.paper()])
+def test_noise_fades_as_far_over_fewer_episodes_and_a_fifth_at_most_are_random(strategy):
+    short, shorter = strategy.lasting(150), strategy.lasting(60)
+    assert strategy.lasting(600) == strategy
+    assert (short.warmup, shorter.warmup, strategy.lasting(1).warmup) == (20, 12, 0)
+    left = strategy.noise_decay**580
+    assert short.noise_decay**130 == pytest.approx(left) and shorter.noise_decay**48 == pytest.approx(left)
 
 
 @pytest.mark.parametrize("bits", [(2, 4, 8), (2, 3, 4, 5, 6, 7, 8)])
@@ -387,11 +390,11 @@ def test_at_equal_trials_it_finds_better_bits_than_random_search_does():
     assert late["haq"] < 0.7 * late["random"] and late["paper"] < 0.7 * late["random"]
 
 
-def test_the_paper_differs_in_what_becomes_of_the_bits_alone():
-    assert HAQ.paper() == replace(HAQ(), enforcement="sweep", fill=False)
-    defaults = HAQ()
-    assert (defaults.noise, defaults.noise_decay, defaults.warmup, defaults.replay) == (0.5, 0.99, 20, 128)
-    assert (defaults.actor_rate, defaults.critic_rate, defaults.soft_update) == (1e-4, 1e-3, 0.01)
+def test_what_the_paper_prints_is_kept_and_where_it_differs_is_known():
+    paper = HAQ.paper()
+    assert paper == replace(HAQ(), enforcement="sweep", fill=False, discount=1.0, noise_decay=0.99)
+    assert (paper.noise, paper.noise_decay, paper.warmup, paper.replay) == (0.5, 0.99, 20, 128)
+    assert (paper.actor_rate, paper.critic_rate, paper.soft_update) == (1e-4, 1e-3, 0.01)
 
 
 # Bad input.
