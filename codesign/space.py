@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hwmodels.cost import HardwareModel
 from hwmodels.workload import MAX_BITS, Workload
@@ -120,12 +121,24 @@ class AbstractSpace(ABC):
 
     def join(self, indices: Sequence[int]) -> Arch:
         """The arch that `split` gives the indices of."""
-        rest, arch = list(indices), []
-        for choice in self.choices:
+        return tuple(self.join_all(np.array([indices]))[0].tolist())
+
+    def join_all(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Many archs, shape (n, n_choices), from the indices of all fields of each, shape (n, n_fields)."""
+        joined: NDArray[np.int64] = indices @ self._strides
+        return joined
+
+    @cached_property
+    def _strides(self) -> NDArray[np.int64]:
+        """How far an option's index goes with that of each of its fields; shape (n_fields, n_choices)."""
+        strides = np.zeros((len(self.field_counts), len(self.choices)), dtype=np.int64)
+        first = 0
+        for i, choice in enumerate(self.choices):
             counts = [len(values) for values in choice.fields]
-            arch.append(int(np.ravel_multi_index([int(i) for i in rest[: len(counts)]], counts)))
-            rest = rest[len(counts) :]
-        return tuple(arch)
+            for k in range(len(counts)):
+                strides[first + k, i] = math.prod(counts[k + 1 :])
+            first += len(counts)
+        return strides
 
     @property
     def size(self) -> int:
