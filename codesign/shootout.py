@@ -395,9 +395,7 @@ class Arena:
         kind = family(self.shootout.spec.family)
         network = kind.started(self.shootout.spec, self.folder, arch, self.data)
         place = next(self.task.network.parameters()).device
-        training = FinalTraining.for_images(
-            data.train, epochs=self.shootout.tune_epochs, start="weights", quantized_rate=0.02
-        )
+        training = FinalTraining.for_images(data.train, epochs=self.shootout.tune_epochs, start="weights")
         network.to(place)
         if data.train.images.dim() == 4:
             network.to(memory_format=torch.channels_last)

@@ -69,6 +69,9 @@ class Recipe:
     augment : {"shift", "crop-flip", "none"}
         For digits all images of a batch moved by up to a pixel; for pictures each moved by up to four and half of
         them mirrored.
+    statistics : {"batch", "kept"}
+        What BatchNorm normalises by while it is trained: the moments of each batch, which its own statistics follow, or
+        these as they are, for a trained network that is tuned shortly.
     precision : Precision
     channels_last : bool
         Keep images in memory pixel by pixel, which convolutions of several channels are faster on.
@@ -95,12 +98,14 @@ class Recipe:
     label_smoothing: float = 0.0
     clip_norm: float | None = None
     augment: Literal["shift", "crop-flip", "none"] = "shift"
+    statistics: Literal["batch", "kept"] = "batch"
     precision: Precision = field(default_factory=Precision)
     channels_last: bool = False
     clip_decay: float | None = None
 
     def __post_init__(self) -> None:
-        known = {"optimizer": ("adamw", "sgd"), "schedule": ("one-cycle", "cosine"), "augment": tuple(AUGMENT)}
+        known = {"optimizer": ("adamw", "sgd"), "schedule": ("one-cycle", "cosine"), "augment": tuple(AUGMENT),
+                 "statistics": ("batch", "kept")}  # fmt: skip
         for name, names in known.items():
             if getattr(self, name) not in names:
                 raise ValueError(f"Recipe: {name} must be one of {', '.join(names)}, got {getattr(self, name)!r}.")
@@ -257,6 +262,10 @@ class _Trainer:
         size = self.recipe.batch_size
         order = torch.from_numpy(self.rng.permutation(len(self.data.labels)))
         with mode(self.network, training=True):
+            if self.recipe.statistics == "kept":
+                for module in self.network.modules():
+                    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                        module.eval()
             for batch in order[: self.n_batches * size].split(size):
                 losses.append(self._step(batch, len(losses)))
         bad = [

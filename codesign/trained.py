@@ -84,14 +84,16 @@ class FinalTraining:
     def for_images(cls, images: Images, **given: Any) -> FinalTraining:
         """The recipe of pictures for images of three channels, and that of digits for others; some fields replaced.
 
-        From trained weights the rate is `TUNING_RATE`: at that of a training from scratch they lose what they know.
+        From trained weights the rate is `TUNING_RATE`, and BatchNorm keeps its statistics: at the rate of a training
+        from scratch they lose what they know, and statistics that follow the last few batches lose what those knew.
         """
-        fields = given
+        fields: dict[str, Any] = {}
         if images.images.shape[1] == 3:
-            fields = {"learning_rate": 0.1, "quantized_rate": 0.1, "recipe": PICTURES, **given}
-        if fields.get("start") == "weights":
-            fields = {**fields, "quantized_rate": given.get("quantized_rate", TUNING_RATE)}
-        return cls(**fields)
+            fields = {"learning_rate": 0.1, "quantized_rate": 0.1, "recipe": PICTURES}
+        if given.get("start") == "weights":
+            fields["quantized_rate"] = TUNING_RATE
+            fields["recipe"] = dataclasses.replace(fields.get("recipe", Recipe()), statistics="kept")
+        return cls(**{**fields, **given})
 
     @property
     def float_epochs(self) -> int:

@@ -294,6 +294,7 @@ def test_a_result_is_tested_and_exported_without_training(place, capsys):
 def test_a_network_is_tuned_at_a_rate_that_keeps_what_it_knows():
     _, data = _trained(512, 30)
     assert FinalTraining.for_images(data.train, start="weights").quantized_rate == TUNING_RATE
+    assert FinalTraining.for_images(data.train, start="weights").recipe.statistics == "kept"
     assert FinalTraining.for_images(data.train, start="weights", quantized_rate=0.3).quantized_rate == 0.3
     assert FinalTraining.for_images(data.train).quantized_rate > TUNING_RATE
 

@@ -81,6 +81,22 @@ def test_every_recipe_learns_repeatably_and_goes_on_from_its_state_as_if_never_s
         assert history[-1]["skipped_steps"] > 3  # 2^26 is far too much
 
 
+@pytest.mark.parametrize("statistics", ["batch", "kept"])
+def test_kept_statistics_are_what_is_normalised_by_and_stay(data, statistics):
+    network, seen = small_net(), []
+    norm = next(module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d))
+    norm.running_mean += 0.5
+    norm.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0].detach(), output.detach())))
+    before, weights = norm.running_mean.clone(), norm.weight.detach().clone()
+    train(network, data, 1, 0.01, 0, Recipe(batch_size=32, statistics=statistics))
+    first, output = seen[0]
+    if statistics == "kept":
+        scaled = (first - before[:, None, None]) / (norm.running_var[:, None, None] + norm.eps).sqrt()
+        assert torch.allclose(output, scaled * weights[:, None, None], atol=1e-5)  # the bias is 0 at first
+    assert torch.equal(norm.running_mean, before) == (statistics == "kept")
+    assert not torch.equal(norm.weight, weights) and norm.training == network.training
+
+
 def test_a_finished_training_is_read_back_without_a_step(data, tmp_path):
     first, again = small_net(), small_net()
     train(first, data, 2, 0.01, 0, SMALL, checkpoint=tmp_path / "state.safetensors")
@@ -313,6 +329,7 @@ def test_a_set_is_evaluated_in_batches_of_any_size_alike(data):
         ({"optimizer": "adam"}, "optimizer must be one of adamw, sgd, got 'adam'"),
         ({"schedule": "step"}, "schedule"),
         ({"augment": "mixup"}, "augment"),
+        ({"statistics": "none"}, "statistics"),
         ({"batch_size": 0}, "batch_size"),
         ({"warmup": 1.0}, "warmup"),
         ({"label_smoothing": -0.1}, "label_smoothing"),
