@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from scipy.stats import kendalltau
 
-from codesign.accuracy import scores_of, summary
+from codesign.accuracy import pixel_by_pixel, scores_of, summary
 from codesign.data import Images
 from codesign.family import family
 from codesign.incremental import IncrementalNetwork, WholeNetwork
@@ -65,13 +65,14 @@ def walks(task: NetworkTask, n: int) -> dict[str, list[Bits]]:
 
 def afresh(task: NetworkTask) -> Callable[[Bits], torch.Tensor]:
     """A copy of the network for each candidate."""
-    references = {} if task.statistics is None else norm_references(task.network, task.statistics)
+    statistics = None if task.statistics is None else pixel_by_pixel(task.statistics)
+    references = {} if statistics is None else norm_references(task.network, statistics)
 
     def scores(bits: Bits) -> torch.Tensor:
         network = copy.deepcopy(task.network)
         set_bits(network, bits)
-        if task.statistics is not None:
-            match_batchnorm(network, task.statistics, references)
+        if statistics is not None:
+            match_batchnorm(network, statistics, references)
         return scores_of(network, Images(task.data.search.images, torch.empty(0)))
 
     return scores
