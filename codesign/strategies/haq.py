@@ -97,11 +97,11 @@ class HAQ(AbstractSampler):
     Nor does it raise any: an agent that asks for little gets little, and where all that it tries is alike, as with an
     actor whose sigmoid is at an end of its range, it stays so.
 
-    The paper's discount is 1. But each transition has the reward of the whole episode already, so it would be counted
-    once for every step that is left: worth is then ruled by how many these are, and what the action does to it is
-    lost in that. Of a search that is shorter than the paper's the first steps end at one end of their range or the
-    other, by chance, and stay there once the noise has faded. So the discount is 0, the noise fades less, and `lasting`
-    keeps the random episodes; `benchmarks/ablate_haq.py` measures what each is worth.
+    The paper's discount is 1. But each transition has the reward of the whole episode already, so it is counted
+    once for every step that is left: the worth of an action is then lost in how many these are. In searches shorter
+    than the paper's, actions ended at one end of their range or the other, by chance, and stayed there once the
+    noise had faded. So the discount is 0, the noise fades less, and `lasting` leaves more episodes random;
+    `benchmarks/ablate_haq.py` measures what each is worth.
 
     Whole episodes are remembered, as many as have ``replay`` transitions for each layer, and batches are drawn from
     them with replacement. Arithmetic is in single precision. What an episode costs besides its evaluation is
